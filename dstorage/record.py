@@ -1,0 +1,65 @@
+"""The 32-byte catalog record, and the locator inside it.
+
+Little-endian ``<QIIQQ``: last access (ns since the epoch), controller index, then a, b, c. The three together are the
+controller's *locator*: all it needs to find the bytes again without an index of its own. One thing about them is
+common to all controllers: `Locator.size` (a) is the chunk's length in bytes, so that the store can make room in
+memory before it asks for the bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+MAX_CHUNK_BYTES = 2**31 - 1
+"""Largest chunk: a single pwrite on Linux takes no more, and `size` is 32 bits wide."""
+
+MAX_ID = 2**64 - 1
+"""Ids are 1 .. MAX_ID; 0 is invalid."""
+
+RECORD = struct.Struct("<QIIQQ")
+KEY = struct.Struct("=Q")
+"""Native order: LMDB compares keys of MDB_INTEGERKEY databases as native integers."""
+
+
+class Locator(NamedTuple):
+    """Where a controller put a chunk.
+
+    Attributes:
+        size: The chunk's length in bytes, as the program sees it (u32).
+        b: The controller's own (u64).
+        c: The controller's own (u64).
+    """
+
+    size: int
+    b: int = 0
+    c: int = 0
+
+
+class Record(NamedTuple):
+    """One chunk's entry in the catalog.
+
+    Attributes:
+        last_access: Nanoseconds since the epoch, refreshed lazily.
+        controller: Index in the store's list of controllers.
+        locator: Where that controller keeps the bytes.
+    """
+
+    last_access: int
+    controller: int
+    locator: Locator
+
+
+def pack_record(record: Record) -> bytes:
+    """Encode a record into its 32 bytes."""
+    return RECORD.pack(record.last_access, record.controller, *record.locator)
+
+
+def unpack_record(raw: bytes | memoryview) -> Record:
+    """Decode 32 bytes.
+
+    Raises:
+        struct.error: `raw` is not 32 bytes long.
+    """
+    last_access, controller, size, b, c = RECORD.unpack(raw)
+    return Record(last_access, controller, Locator(size, b, c))
