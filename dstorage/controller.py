@@ -178,12 +178,18 @@ class Controller(ABC):
             ControllerUnavailable: It could not be made durable; the commit fails and nothing of it is visible.
         """
 
-    def checkpoint(self, dead: Sequence[tuple[int, Locator]]) -> Mapping[int, bytes]:
+    def checkpoint(
+        self, alive: Sequence[tuple[int, Locator]], dead: Sequence[tuple[int, Locator]]
+    ) -> Mapping[int, bytes]:
         """Changes of the private state to be saved with the commit that is about to happen (empty value: delete key).
 
-        Called after `sync` and before the switch, for every touched controller, without a suspension between it and
-        the capture of the records. `dead` are the places this commit stops referring to: the state must already count
-        them as free, because after a crash right behind the switch nobody calls `discard` for them again.
+        Called after `sync` and right before the switch, for every controller that `alive` or `dead` names.
+
+        Args:
+            alive: (id, locator) pairs this commit begins to refer to. Writes answered but not named here belong to a
+                later commit (or to none): after a crash they are garbage, and the state must not count them as used.
+            dead: (id, locator) pairs the last commit referred to and this one does not. The state must already count
+                them as free, because after a crash right behind the switch nobody calls `discard` for them again.
         """
         return {}
 
