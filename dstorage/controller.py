@@ -183,7 +183,9 @@ class Controller(ABC):
     ) -> Mapping[int, bytes]:
         """Changes of the private state to be saved with the commit that is about to happen (empty value: delete key).
 
-        Called after `sync` and right before the switch, for every controller that `alive` or `dead` names.
+        Called after `sync` and right before the switch, for every controller that `alive` or `dead` names. Changes
+        nothing in the controller: the commit may still fail, and the next one then names the same places again.
+        `committed` tells that it did not.
 
         Args:
             alive: (id, locator) pairs this commit begins to refer to. Writes answered but not named here belong to a
@@ -192,6 +194,10 @@ class Controller(ABC):
                 them as free, because after a crash right behind the switch nobody calls `discard` for them again.
         """
         return {}
+
+    def committed(self) -> None:
+        """The commit for which `checkpoint` was called last has happened."""
+        return
 
     def __repr__(self) -> str:
         space = self.space()

@@ -1,0 +1,285 @@
+"""The catalog: where each chunk lives, on disk, in one LMDB environment.
+
+Tables: ``records`` (id -> 32-byte record), ``controllers`` (index -> JSON), ``names`` (key -> id), ``state`` (controllers'
+private state) and ``meta`` (format version, store uuid, next id). `Catalog.apply` is the one place that changes it: one
+LMDB transaction, durable when it returns. So a crash leaves either all of a commit or nothing of it.
+
+Reads go through one standing read transaction that is renewed after each commit: a lookup costs about a microsecond and
+may touch a page of the map that is not in memory. All methods but `apply` belong to the store's event loop; `apply` and
+`superseded` are for one writer thread and may run beside reads.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import lmdb
+
+from dstorage.errors import CorruptData, NotAStoreError, VersionError
+from dstorage.record import KEY, Record, pack_record, unpack_record
+
+FORMAT_VERSION = 1
+FIRST_MAP_BYTES = 64 * 2**20
+MAX_NAME_BYTES = 511
+"""LMDB's limit on the length of a key."""
+
+_STATE_KEY = struct.Struct(">IQ")
+"""Controller index, then the controller's own key; big-endian, so that one controller's entries lie together."""
+_INDEX_KEY = struct.Struct(">I")
+_ID = struct.Struct("<Q")
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one commit switches.
+
+    Attributes:
+        records: id -> its new record, or None for a deleted chunk.
+        accessed: id -> last access (ns since the epoch), for records that are otherwise unchanged.
+        names: key -> id, or None to delete the name.
+        state: (controller index, key) -> value; an empty value deletes the entry.
+    """
+
+    records: Mapping[int, Record | None] = field(default_factory=dict)
+    accessed: Mapping[int, int] = field(default_factory=dict)
+    names: Mapping[bytes, int | None] = field(default_factory=dict)
+    state: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
+
+
+class Catalog:
+    """An open catalog.
+
+    Args:
+        path: Directory of the LMDB environment.
+        read_only: Look only; a writer in another process may go on meanwhile.
+        create: Make a new one if there is none.
+
+    Raises:
+        NotAStoreError: There is none and `create` is False.
+        VersionError: It was written by a newer version; nothing was changed.
+        CorruptData: The file is there but no catalog.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False, create: bool = True) -> None:
+        self.path = path
+        data = path / "data.mdb"
+        exists = data.exists() and data.stat().st_size > 0
+        if not exists and (read_only or not create):
+            raise NotAStoreError(f"no store at {path.parent}: create it with `dstorage init` or open it for writing")
+        if not read_only:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._env = lmdb.open(
+                str(path),
+                map_size=max(FIRST_MAP_BYTES, data.stat().st_size * 2 if exists else 0),
+                max_dbs=16,
+                readonly=read_only,
+                create=not read_only,
+                max_readers=512,
+                # Point reads at random: reading pages ahead of them would only push the program's own out.
+                readahead=False,
+                mode=0o600,
+            )
+        except lmdb.Error as error:
+            raise CorruptData(f"{data} cannot be opened as a catalog: {error}") from error
+        self._read_only = read_only
+        try:
+            self._open_tables(exists)
+        except BaseException:
+            self._env.close()
+            raise
+        self._txn = self._env.begin()
+
+    def _open_tables(self, exists: bool) -> None:
+        env = self._env
+        if not exists:
+            with env.begin(write=True) as txn:
+                meta = env.open_db(b"meta", txn)
+                txn.put(b"format", str(FORMAT_VERSION).encode(), db=meta)
+                txn.put(b"uuid", uuid4().bytes, db=meta)
+                txn.put(b"next_id", _ID.pack(1), db=meta)
+                env.open_db(b"records", txn, integerkey=True)
+                for name in (b"controllers", b"names", b"state"):
+                    env.open_db(name, txn)
+        try:
+            self._meta = env.open_db(b"meta", create=False)
+            with env.begin(db=self._meta) as txn:
+                version = txn.get(b"format", b"0")
+                if not version.isdigit() or not 1 <= int(version) <= FORMAT_VERSION:
+                    found = int(version) if version.isdigit() else 0
+                    raise VersionError(
+                        f"{self.path.parent} has store format {found}, this version of dstorage reads up to "
+                        f"{FORMAT_VERSION}: upgrade dstorage (the store was not touched)",
+                        found=found,
+                        supported=FORMAT_VERSION,
+                    )
+                self.uuid = UUID(bytes=txn.get(b"uuid", b""))
+            self._records = env.open_db(b"records", create=False, integerkey=True)
+            self._controllers = env.open_db(b"controllers", create=False)
+            self._names = env.open_db(b"names", create=False)
+            self._state = env.open_db(b"state", create=False)
+        except (lmdb.Error, ValueError) as error:
+            raise CorruptData(f"{self.path} is no dstorage catalog: {error}") from error
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def get(self, id: int) -> Record | None:
+        """The committed record of `id`, or None."""
+        raw = self._txn.get(KEY.pack(id), db=self._records)
+        return None if raw is None else unpack_record(raw)
+
+    def get_name(self, name: bytes) -> int | None:
+        """The id committed under `name`, or None."""
+        raw = self._txn.get(name, db=self._names)
+        return None if raw is None else _ID.unpack(raw)[0]
+
+    def names(self, prefix: bytes = b"") -> Iterator[tuple[bytes, int]]:
+        """Committed names that start with `prefix`, in byte order, with their ids."""
+        cursor = self._txn.cursor(db=self._names)
+        if cursor.set_range(prefix):
+            for key, raw in cursor:
+                if not key.startswith(prefix):
+                    return
+                yield key, _ID.unpack(raw)[0]
+
+    def records(self, start: int = 0) -> Iterator[tuple[int, Record]]:
+        """All committed (id, record) pairs with id >= `start`, in order of id, as of now.
+
+        The iterator has a snapshot of its own: commits meanwhile do not disturb it. Close it when it is not exhausted.
+        """
+        with self._env.begin(db=self._records) as txn, txn.cursor() as cursor:
+            if cursor.set_range(KEY.pack(start)):
+                for key, raw in cursor:
+                    yield KEY.unpack(key)[0], unpack_record(raw)
+
+    def count(self) -> int:
+        """Number of committed records; costs no scan."""
+        return int(self._txn.stat(self._records)["entries"])
+
+    def next_id(self) -> int:
+        """First id that was never handed out, as of the last reservation."""
+        return int(_ID.unpack(self._txn.get(b"next_id", db=self._meta))[0])
+
+    def controllers(self) -> dict[int, dict[str, Any]]:
+        """The list of controllers: index -> {name, kind, rank, settings, removed}."""
+        found = {}
+        for key, raw in self._txn.cursor(db=self._controllers):
+            try:
+                entry = json.loads(raw)
+                checked = {
+                    "name": str(entry["name"]),
+                    "kind": str(entry["kind"]),
+                    "rank": int(entry["rank"]),
+                    "settings": dict(entry["settings"]),
+                    "removed": bool(entry["removed"]),
+                }
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorruptData(f"{self.path}: entry {key!r} in the list of controllers is damaged") from error
+            found[_INDEX_KEY.unpack(key)[0]] = checked
+        return found
+
+    def state(self, controller: int) -> dict[int, bytes]:
+        """The private state of one controller as of the last commit."""
+        found = {}
+        prefix = _INDEX_KEY.pack(controller)
+        cursor = self._txn.cursor(db=self._state)
+        if cursor.set_range(prefix):
+            for key, value in cursor:
+                if not key.startswith(prefix):
+                    break
+                found[_STATE_KEY.unpack(key)[1]] = value
+        return found
+
+    def refresh(self) -> None:
+        """See the newest commit, also one of another process."""
+        self._txn.reset()
+        try:
+            self._txn.renew()
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            self._txn = self._env.begin()
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def make_room(self, entries: int) -> None:
+        """Grow the map, if need be, so that a commit of so many entries fits. Not while `apply` runs.
+
+        A copy-on-write B-tree touches at worst a path of pages per entry; the factor leaves room for that, and for
+        the pages of the commits before that readers still hold.
+        """
+        info = self._env.info()
+        page = self._env.stat()["psize"]
+        need = entries * 4 * page if entries < 4096 else entries * 512 + 4096 * 4 * page
+        used = (info["last_pgno"] + 1) * page
+        size = info["map_size"]
+        if used + need + FIRST_MAP_BYTES // 4 > size:
+            self._grow(max(size * 2, used + 2 * need))
+
+    def _grow(self, size: int) -> None:
+        # LMDB moves the map: no transaction of this process may be open meanwhile.
+        self._txn.abort()
+        self._env.set_mapsize(size)
+        self._txn = self._env.begin()
+
+    def superseded(self, ids: Iterable[int]) -> dict[int, Record]:
+        """The committed records of those `ids` that have one (for the writer thread)."""
+        with self._env.begin(db=self._records) as txn:
+            found = {}
+            for id in ids:
+                raw = txn.get(KEY.pack(id))
+                if raw is not None:
+                    found[id] = unpack_record(raw)
+            return found
+
+    def apply(self, changes: Changes) -> None:
+        """Switch to a new state, durably and as one: the whole of `changes` or, on any exception, nothing."""
+        with self._env.begin(write=True) as txn:
+            records = self._records
+            for id, last_access in changes.accessed.items():
+                raw = txn.get(KEY.pack(id), db=records)
+                if raw is not None:
+                    old = unpack_record(raw)
+                    txn.put(KEY.pack(id), pack_record(old._replace(last_access=last_access)), db=records)
+            for id, record in sorted(changes.records.items()):
+                if record is None:
+                    txn.delete(KEY.pack(id), db=records)
+                else:
+                    txn.put(KEY.pack(id), pack_record(record), db=records)
+            for name, named in changes.names.items():
+                if named is None:
+                    txn.delete(name, db=self._names)
+                else:
+                    txn.put(name, _ID.pack(named), db=self._names)
+            for (index, key), value in changes.state.items():
+                if value:
+                    txn.put(_STATE_KEY.pack(index, key), value, db=self._state)
+                else:
+                    txn.delete(_STATE_KEY.pack(index, key), db=self._state)
+
+    def reserve_ids(self, next_id: int) -> None:
+        """Promise, durably, never to hand out an id below `next_id` again."""
+        with self._env.begin(write=True, db=self._meta) as txn:
+            txn.put(b"next_id", _ID.pack(next_id))
+
+    def put_controller(
+        self, index: int, *, name: str, kind: str, rank: int, settings: Mapping[str, object], removed: bool
+    ) -> None:
+        """Write one entry of the list of controllers, durably."""
+        entry = {"name": name, "kind": kind, "rank": rank, "settings": dict(settings), "removed": removed}
+        with self._env.begin(write=True, db=self._controllers) as txn:
+            txn.put(_INDEX_KEY.pack(index), json.dumps(entry, sort_keys=True).encode())
+        self.refresh()
+
+    def close(self) -> None:
+        """Give the environment back. Idempotent."""
+        self._txn.abort()
+        self._env.close()
+
+    def __repr__(self) -> str:
+        return f"<Catalog {str(self.path)!r}, {self.count()} records>"

@@ -1,0 +1,164 @@
+"""The commit: one durability promise for all controllers.
+
+1. *Cut.* In one step of the loop: the present contents of all dirty durable chunks and all changed records become the commit's.
+   Contents are immutable, so the program goes on changing chunks meanwhile; that is the next commit's.
+2. *Write* what is not on a controller yet. Nothing that the last commit refers to is overwritten.
+3. *Sync* every controller that took something.
+4. *Switch* all records, names and private states of controllers in one LMDB transaction.
+5. *Discard* the places that no commit refers to any more.
+
+A failure up to 4 leaves the last commit as it was, and what was cut becomes current again. Commits asked for while
+one is under way share the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import lmdb
+
+from dstorage.errors import ControllerUnavailable, StoreFull, TemporarilyUnavailable
+from dstorage.index import Index
+from dstorage.paging.writeback import WriteBack
+from dstorage.record import Locator, Record
+from dstorage.registry import Registry
+
+Places = dict[int, list[tuple[int, Locator]]]
+"""Controller index -> (id, locator) pairs."""
+
+
+class Committer:
+    """Makes the commits of one store.
+
+    Args:
+        index: What changed.
+        writeback: Writes what is dirty.
+        registry: Whom to sync.
+        writer: One thread, the only one that writes to the catalog.
+        spawn: Starts a task that the store owns.
+        discard: Frees places after the switch.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        writeback: WriteBack,
+        registry: Registry,
+        *,
+        writer: ThreadPoolExecutor,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
+        discard: Callable[[int, list[tuple[int, Locator]]], None],
+    ) -> None:
+        self._index = index
+        self._writeback = writeback
+        self._registry = registry
+        self._writer = writer
+        self._spawn = spawn
+        self._discard = discard
+        self._lock = asyncio.Lock()
+        self._asked = 0
+        self._covered = 0
+        self.commits = 0
+
+    async def commit(self) -> None:
+        """Make everything up to now durable. Cancelling it leaves the commit going on.
+
+        Raises:
+            StoreFull: No durable controller, or the catalog's disk, has room.
+            TemporarilyUnavailable: A controller could not write or sync now.
+        """
+        self._asked += 1
+        await asyncio.shield(self._spawn(self._commit_for(self._asked)))
+
+    async def exclusively(self, function: Callable[[], None]) -> None:
+        """Run `function`, which writes to the catalog, in the writer thread and not beside a commit."""
+        async with self._lock:
+            await asyncio.get_running_loop().run_in_executor(self._writer, function)
+            self._index.catalog.refresh()
+
+    async def _commit_for(self, ticket: int) -> None:
+        async with self._lock:
+            if self._covered >= ticket:
+                return
+            asked = self._asked
+            self._index.freeze()
+            self._writeback.begin_cut()
+            try:
+                dead = await self._make_durable()
+            except BaseException:
+                for id, record in self._index.thaw():
+                    self._discard(record.controller, [(id, record.locator)])
+                raise
+            finally:
+                self._writeback.cut = {}
+            self._covered = asked
+            self.commits += 1
+        for controller, places in dead.items():
+            self._discard(controller, places)
+
+    async def _make_durable(self) -> Places:
+        """Steps 2 to 4; returns what the new state no longer refers to."""
+        index = self._index
+        await self._writeback.write_cut()
+        if not index.frozen and not index.frozen_names:
+            index.committed()
+            return {}
+        await self._sync({record.controller for record in index.frozen.values() if record is not None})
+        loop = asyncio.get_running_loop()
+        alive, dead = await loop.run_in_executor(self._writer, self._sort_places)
+        accessed, index.accessed = index.accessed, {}
+        state: dict[tuple[int, int], bytes] = {}
+        touched = []
+        for number in alive.keys() | dead.keys():
+            entry = self._registry[number]
+            if entry is not None and entry.controller is not None:
+                touched.append(entry.controller)
+                changes = entry.controller.checkpoint(alive.get(number, []), dead.get(number, []))
+                state.update({(number, key): value for key, value in changes.items()})
+        catalog = index.catalog
+        changes_ = index.frozen_changes(accessed, state)
+        catalog.make_room(len(index.frozen) + len(accessed) + len(index.frozen_names) + len(state))
+        try:
+            await loop.run_in_executor(self._writer, catalog.apply, changes_)
+        except lmdb.Error as error:
+            raise StoreFull(f"the catalog {catalog.path} cannot be written: {error}") from error
+        index.committed()
+        for controller in touched:
+            controller.committed()
+        return dead
+
+    async def _sync(self, controllers: set[int]) -> None:
+        async def sync(number: int) -> None:
+            entry = self._registry[number]
+            if entry is None or entry.controller is None:
+                name = entry.name if entry else str(number)
+                raise TemporarilyUnavailable(f"controller {name!r} was unloaded before the commit", controller=name)
+            try:
+                await entry.controller.sync()
+            except ControllerUnavailable as error:
+                raise TemporarilyUnavailable(
+                    f"controller {entry.name!r} cannot make the commit durable now: {error}", controller=entry.name
+                ) from error
+
+        answers = await asyncio.gather(*map(sync, controllers), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+
+    def _sort_places(self) -> tuple[Places, Places]:
+        """What this commit begins and what it ceases to refer to (in the writer thread; `frozen` is not changed now)."""
+        frozen = self._index.frozen
+        old = self._index.catalog.superseded(frozen)
+        alive: Places = defaultdict(list)
+        dead: Places = defaultdict(list)
+        for id, record in frozen.items():
+            before: Record | None = old.get(id)
+            if record is not None and (before is None or before[1:] != record[1:]):
+                alive[record.controller].append((id, record.locator))
+            if before is not None and (record is None or before[1:] != record[1:]):
+                dead[before.controller].append((id, before.locator))
+        return alive, dead

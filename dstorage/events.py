@@ -1,0 +1,100 @@
+"""The event stream: what happens to chunks and controllers, for those who want to watch.
+
+Costs one truth test per event when nobody listens. A stream that is not read fast enough drops its oldest events and
+says how many; it never slows the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+Kind = Literal["created", "resolved", "evicted", "written", "moved", "deleted", "lost", "unavailable", "controller", "commit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened.
+
+    Attributes:
+        kind: What.
+        id: The chunk concerned, or 0.
+        detail: evicted: the reason ("room", "limit", "critical"); written, moved: the controller's name; lost,
+            unavailable: why; controller: "name: status".
+    """
+
+    kind: Kind
+    id: int = 0
+    detail: str = ""
+
+
+class EventStream:
+    """An asynchronous iterator over events from the moment it was made; use it as a context manager or `close` it."""
+
+    def __init__(self, events: Events, limit: int) -> None:
+        self._events = events
+        self._queue: deque[Event] = deque(maxlen=limit)
+        self._arrived: asyncio.Future[None] | None = None
+        self._closed = False
+        self.dropped = 0
+        """Events lost because the reader was too slow."""
+
+    def put(self, event: Event) -> None:
+        """Append one event (for the store)."""
+        if len(self._queue) == self._queue.maxlen:
+            self.dropped += 1
+        self._queue.append(event)
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._queue:
+            if self._closed:
+                raise StopAsyncIteration
+            self._arrived = asyncio.get_running_loop().create_future()
+            await self._arrived
+        return self._queue.popleft()
+
+    def close(self) -> None:
+        """Get no more events; an iteration under way ends after what has arrived."""
+        self._closed = True
+        if self in self._events.streams:
+            self._events.streams.remove(self)
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Events:
+    """Those who listen."""
+
+    def __init__(self) -> None:
+        self.streams: list[EventStream] = []
+
+    def subscribe(self, limit: int) -> EventStream:
+        """A new stream that holds at most `limit` unread events."""
+        stream = EventStream(self, limit)
+        self.streams.append(stream)
+        return stream
+
+    def emit(self, kind: Kind, id: int = 0, detail: str = "") -> None:
+        """Tell everybody; test `streams` first."""
+        event = Event(kind, id, detail)
+        for stream in self.streams:
+            stream.put(event)
+
+    def close(self) -> None:
+        """End all streams."""
+        for stream in list(self.streams):
+            stream.close()

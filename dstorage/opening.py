@@ -1,0 +1,144 @@
+"""`dstorage.open`: checks the arguments, takes the lock, opens the catalog and the controllers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dstorage.catalog import Catalog
+from dstorage.controller import Controller
+from dstorage.errors import InvalidArgumentError, NotAStoreError, ReadOnlyError
+from dstorage.lock import StoreLock
+from dstorage.paging.budget import parse_bytes
+from dstorage.paging.policy import Policy, make_policy
+from dstorage.paging.pressure import PressureMonitor
+from dstorage.registry import load_plugin
+from dstorage.store import Options, Store
+
+
+class Opening:
+    """What `open` returns: await it, or use it with ``async with``."""
+
+    def __init__(self, path: Path, options: Options, controllers: Sequence[Controller] | None, create: bool) -> None:
+        self._path = path
+        self._options = options
+        self._controllers = controllers
+        self._create = create
+        self._store: Store | None = None
+
+    def __await__(self) -> Generator[Any, None, Store]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Store:
+        self._store = await self._open()
+        return self._store
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        assert self._store is not None
+        await self._store.close()
+
+    async def _open(self) -> Store:
+        path, options = self._path, self._options
+        lock: StoreLock | None = None
+
+        def open_files() -> Catalog:
+            nonlocal lock
+            if not options.read_only:
+                if not self._create and not path.is_dir():
+                    raise NotAStoreError(f"no store at {path}: create it with `dstorage init`, or pass create=True")
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = StoreLock(path / "lock")
+            try:
+                return Catalog(path / "catalog", read_only=options.read_only, create=self._create)
+            except BaseException:
+                if lock is not None:
+                    lock.release()
+                raise
+
+        catalog = await asyncio.to_thread(open_files)
+        store = Store(path, lock, catalog, options)
+        try:
+            controllers = self._controllers
+            if controllers is None and not catalog.controllers():
+                if options.read_only:
+                    raise NotAStoreError(f"the store at {path} has no controllers yet")
+                controllers = [load_plugin("disk").from_settings("disk", {})]
+            await store.start(controllers)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+
+def open(  # noqa: A001 - reads well as dstorage.open
+    path: str | os.PathLike[str],
+    *,
+    budget: int | float | str = "25%",
+    controllers: Sequence[Controller] | None = None,
+    policy: str | Policy | None = None,
+    dirty_share: float = 0.5,
+    commit_interval: float | None = 5.0,
+    max_handles: int | None = None,
+    max_cached: int | None = None,
+    read_only: bool = False,
+    create: bool = True,
+    pressure: PressureMonitor | None | bool = True,
+) -> Opening:
+    """Open a store; make it if there is none::
+
+        async with dstorage.open("data", budget="512M") as store:
+            ...
+
+    Args:
+        path: Directory of the store.
+        budget: Bytes of chunk contents to keep in memory: a number, "512M", or a share of RAM as "25%" or 0.25.
+        controllers: Controllers to register, in addition to those the store lists already. A new store without any gets
+            one disk controller in its own directory.
+        policy: Eviction policy, by name or as an object; the default is chosen by measured miss ratios.
+        dirty_share: Share of the budget that may be dirty before whoever writes is slowed.
+        commit_interval: Seconds between background commits, None for none (commits are then the program's own, and one
+            at close).
+        max_handles: Most handles in the table, None for no limit but the budget.
+        max_cached: Most unreferenced chunks kept in memory, None for no limit but the budget.
+        read_only: Look only: shows the newest commit, and may run beside the process that writes.
+        create: Make a store if there is none.
+        pressure: True watches the machine's memory and shrinks the effective budget when it runs short; False does not; or a
+            monitor of your own.
+
+    Returns:
+        To be awaited, or used with ``async with``; gives a `Store`.
+
+    Raises:
+        StoreLocked: Another process writes it.
+        VersionError: A newer dstorage wrote it.
+        NotAStoreError: There is none, and `create` is False or `read_only` is True.
+        InvalidArgumentError: An argument is out of range.
+    """
+    size = parse_bytes(budget)
+    if not 0 < dirty_share <= 1:
+        raise InvalidArgumentError(f"dirty_share={dirty_share}: give a share of the budget, 0 < share <= 1")
+    if commit_interval is not None and commit_interval <= 0:
+        raise InvalidArgumentError(f"commit_interval={commit_interval}: give seconds > 0, or None")
+    for name, limit in (("max_handles", max_handles), ("max_cached", max_cached)):
+        if limit is not None and limit < 1:
+            raise InvalidArgumentError(f"{name}={limit}: give at least 1, or None")
+    if read_only and controllers:
+        raise ReadOnlyError("a store opened with read_only=True takes no new controllers: it opens those it lists")
+    monitor = PressureMonitor() if pressure is True else pressure or None
+    options = Options(
+        budget=size,
+        policy=make_policy(policy, size),
+        dirty_share=dirty_share,
+        commit_interval=commit_interval,
+        max_handles=max_handles,
+        max_cached=max_cached,
+        read_only=read_only,
+        pressure=monitor,
+    )
+    return Opening(Path(path), options, controllers, create)

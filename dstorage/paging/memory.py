@@ -1,0 +1,382 @@
+"""What is in memory: exact accounting, the choice of what leaves, and the queue of those who wait for room.
+
+`Memory.used` counts every byte of chunk contents: resident, reserved for reads under way, private copies of edits, and
+*stray* buffers (contents that left or were replaced while somebody still holds a view on them; noticed through the reference
+count of the object that owns the memory, because `memoryview.release` does not notice slices). It never exceeds `limit`
+but for what a shrinking limit finds referenced.
+
+Everything here is synchronous and belongs to the store's event loop. A resident page is in exactly one of: the policy's
+order, `parked`, `laundry`, `ready`; see `dstorage.paging.page`.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from dstorage.paging.page import ABSENT, ALONE, IN_ORDER, LAUNDRY, PARKED, READY, Page, holders, swap
+from dstorage.paging.policy import Policy
+
+AHEAD_SHARE = 1 / 16
+"""Clean victims kept ahead of the eviction hand while there are dirty pages, as a share of the limit."""
+
+
+class RoomRequest:
+    """Somebody waiting for `size` bytes (of dirty contents, if `dirty`); `grant` is called when they are reserved."""
+
+    __slots__ = ("dirty", "grant", "size")
+
+    def __init__(self, size: int, dirty: bool, grant: Callable[[], None]) -> None:
+        self.size = size
+        self.dirty = dirty
+        self.grant = grant
+
+
+class Memory:
+    """The memory of one store.
+
+    Args:
+        limit: Bytes of chunk contents allowed.
+        dirty_share: Share of `limit` that may be dirty.
+        policy: The eviction order.
+        max_cached: How many unreferenced pages may stay resident, or None.
+        on_evicted: Called with each page that left and why ("room": for other contents; "limit": the
+            budget or a limit on handles; "critical": the machine is out of memory).
+        on_laundry: Called when there is something to write before room can be made.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        dirty_share: float,
+        policy: Policy,
+        max_cached: int | None,
+        on_evicted: Callable[[Page, str], None],
+        on_laundry: Callable[[], None],
+    ) -> None:
+        self.limit = limit
+        self.dirty_share = dirty_share
+        self.dirty_limit = int(limit * dirty_share)
+        self.critical = False
+        self.used = 0
+        self.dirty_bytes = 0
+        self.stray_bytes = 0
+        self.evictions = 0
+        self.dirty: dict[Page, None] = {}
+        self.laundry: dict[Page, None] = {}
+        self._laundry_bytes = 0
+        self._ready: OrderedDict[Page, None] = OrderedDict()
+        self._ready_bytes = 0
+        self._parked = 0
+        self._strays: list[tuple[object, int]] = []
+        self._waiting: deque[RoomRequest] = deque()
+        self._policy = policy
+        self._max_cached = max_cached
+        self._on_evicted = on_evicted
+        self._on_laundry = on_laundry
+        policy.resize(limit)
+
+    # -- room ---------------------------------------------------------------------------------------------------------
+
+    def reserve(self, size: int, *, dirty: bool = False) -> bool:
+        """Set aside `size` bytes if that is possible now, letting clean victims leave.
+
+        Args:
+            size: Bytes.
+            dirty: The contents will be dirty: they count against the dirty limit as well.
+        """
+        if dirty and self.dirty_bytes + size > self.dirty_limit and self.dirty_bytes:
+            self._on_laundry()
+            return False
+        if self.used + size > self.limit and not self._evict_to(self.limit - size, "room"):
+            return False
+        self.used += size
+        if dirty:
+            self.dirty_bytes += size
+        return True
+
+    def give_back(self, size: int, *, dirty: bool = False) -> None:
+        """Undo a reservation."""
+        self.used -= size
+        if dirty:
+            self.dirty_bytes -= size
+        self.poke()
+
+    def wait(self, request: RoomRequest) -> None:
+        """Queue a request; requests are granted in order."""
+        self._waiting.append(request)
+
+    def abandon(self, request: RoomRequest) -> None:
+        """Take a request back that was not granted."""
+        self._waiting.remove(request)
+
+    def poke(self) -> None:
+        """Grant what can be granted; to be called after anything was freed or written."""
+        waiting = self._waiting
+        while waiting and self.reserve(waiting[0].size, dirty=waiting[0].dirty):
+            waiting.popleft().grant()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for room."""
+        return bool(self._waiting)
+
+    # -- pages --------------------------------------------------------------------------------------------------------
+
+    def insert(self, page: Page, buffer: bytes | memoryview, *, dirty: bool = False) -> None:
+        """Make `buffer` the contents of a page that has none; its bytes are reserved already."""
+        page.buffer = buffer
+        page.size = len(buffer)
+        page.place = IN_ORDER
+        if dirty:
+            page.dirty = True
+            self.dirty[page] = None
+        self._policy.insert(page)
+        if self._max_cached is not None and len(self._policy) > self._max_cached:
+            self._trim_cached()
+        elif self.critical:
+            if page.refs:
+                self._policy.remove(page)
+                self._park(page)
+            elif not dirty:
+                self._policy.remove(page)
+                self._leave(page, "critical")
+
+    def replace(self, page: Page, buffer: bytes | memoryview) -> None:
+        """Make `buffer` the new, dirty contents of a resident page; its bytes are reserved as dirty already."""
+        size = page.size
+        resized = size != len(buffer)
+        # Changed is used: what was chosen to leave goes back into the order.
+        if page.place in (LAUNDRY, READY):
+            self._restore(page)
+        if resized and page.place == IN_ORDER:
+            self._policy.remove(page)
+        self._let_go(swap(page, buffer), size)
+        page.size = len(buffer)
+        if resized and page.place == IN_ORDER:
+            self._policy.insert(page)
+        page.hot = True
+        if page.dirty:
+            self.dirty_bytes -= size
+        else:
+            page.dirty = True
+            self.dirty[page] = None
+
+    def clean(self, page: Page) -> None:
+        """The contents of a dirty page have been written."""
+        page.dirty = False
+        del self.dirty[page]
+        self.dirty_bytes -= page.size
+        if page.place == LAUNDRY:
+            if page.refs or page.hot:
+                self._restore(page)
+            else:
+                self._unlaundry(page)
+                page.place = READY
+                self._ready[page] = None
+                self._ready_bytes += page.size
+
+    def unwashable(self, page: Page) -> None:
+        """The contents of a page in the laundry could not be written: it stays."""
+        if page.place == LAUNDRY:
+            self._restore(page)
+
+    def forget(self, page: Page) -> None:
+        """Free the contents of a page that was deleted or lost (not an eviction)."""
+        self._take_out(page)
+        if page.dirty:
+            page.dirty = False
+            del self.dirty[page]
+            self.dirty_bytes -= page.size
+        page.place = ABSENT
+        self._let_go(swap(page, None), page.size)
+        self.poke()
+
+    def released(self, page: Page) -> None:
+        """The last reference on a resident page outside of the order is gone."""
+        if page.place == PARKED:
+            self._parked -= 1
+            if self.critical and not page.dirty:
+                self._leave(page, "critical")
+                self.poke()
+                return
+            page.place = IN_ORDER
+            self._policy.restore(page)
+            if self.critical:
+                self._choose(page)
+            elif self._max_cached is not None and len(self._policy) > self._max_cached:
+                self._trim_cached()
+            if self._waiting:
+                self.poke()
+
+    # -- limits -------------------------------------------------------------------------------------------------------
+
+    def set_limit(self, limit: int, *, critical: bool = False) -> None:
+        """Change what is allowed; what is over it leaves, down to what references (and write-back) hold."""
+        self.limit = limit
+        self.dirty_limit = int(limit * self.dirty_share)
+        self.critical = critical
+        self._policy.resize(limit)
+        if critical:
+            self._evict_to(0, "critical")
+        else:
+            self._evict_to(limit, "limit")
+        self.poke()
+
+    def evict_one(self, reason: str) -> bool:
+        """Let the next clean victim leave; False if there is none."""
+        page = self._next_clean()
+        if page is None:
+            return False
+        self._leave(page, reason)
+        return True
+
+    def sweep(self) -> bool:
+        """Look which stray buffers have been let go; True if any was."""
+        strays = self._strays
+        kept = []
+        for entry in strays:
+            owner, size = entry
+            # The entry itself knows it too.
+            if holders(owner) > ALONE + 1:
+                kept.append(entry)
+            else:
+                self.stray_bytes -= size
+                self.used -= size
+        freed = len(kept) < len(strays)
+        self._strays = kept
+        return freed
+
+    @property
+    def hopeful(self) -> bool:
+        """Whether room can come without anybody releasing anything: there is something to write."""
+        return bool(self.laundry or self.dirty)
+
+    # -- leaving ------------------------------------------------------------------------------------------------------
+
+    def _evict_to(self, target: int, reason: str) -> bool:
+        if self._strays:
+            self.sweep()
+        while self.used > target:
+            page = self._next_clean()
+            if page is None:
+                if self.laundry:
+                    self._on_laundry()
+                return False
+            self._leave(page, reason)
+        if self.dirty and not self.critical:
+            self._keep_ahead()
+        return True
+
+    def _next_clean(self) -> Page | None:
+        ready = self._ready
+        while ready:
+            page, _ = ready.popitem(last=False)
+            self._ready_bytes -= page.size
+            if page.refs or page.hot:
+                page.place = IN_ORDER
+                self._policy.restore(page)
+            else:
+                return page
+        victim = self._policy.victim
+        while (found := victim()) is not None:
+            page = found
+            if page.refs:
+                self._park(page)
+            elif page.dirty:
+                self._to_laundry(page)
+            else:
+                return page
+        return None
+
+    def _keep_ahead(self) -> None:
+        """Choose the next victims early, so that the dirty ones are clean when their room is needed."""
+        want = int(self.limit * AHEAD_SHARE)
+        began = bool(self.laundry)
+        while self._ready_bytes + self._laundry_bytes < want:
+            page = self._policy.victim()
+            if page is None:
+                break
+            self._choose(page)
+        if self.laundry and not began:
+            self._on_laundry()
+
+    def _choose(self, page: Page) -> None:
+        if page.refs:
+            self._park(page)
+        elif page.dirty:
+            self._to_laundry(page)
+            self._on_laundry()
+        else:
+            page.place = READY
+            self._ready[page] = None
+            self._ready_bytes += page.size
+
+    def _trim_cached(self) -> None:
+        assert self._max_cached is not None
+        while len(self._policy) > self._max_cached:
+            page = self._policy.victim()
+            if page is None:
+                return
+            if page.refs or page.dirty:
+                self._choose(page)
+            else:
+                self._leave(page, "limit")
+
+    def _leave(self, page: Page, reason: str) -> None:
+        """Drop the contents of a page that is in no container any more."""
+        page.place = ABSENT
+        self.evictions += 1
+        self._policy.evicted(page)
+        self._let_go(swap(page, None), page.size)
+        self._on_evicted(page, reason)
+
+    def _let_go(self, owner: object, size: int) -> None:
+        """Account for contents that no page holds any more: freed, or stray while somebody looks at them.
+
+        Callers pass `owner` as an expression, not from a variable, so that nobody but this frame knows it.
+        """
+        if holders(owner) > ALONE:
+            self._strays.append((owner, size))
+            self.stray_bytes += size
+        else:
+            self.used -= size
+
+    # -- containers ---------------------------------------------------------------------------------------------------
+
+    def _park(self, page: Page) -> None:
+        page.place = PARKED
+        self._parked += 1
+
+    def _to_laundry(self, page: Page) -> None:
+        page.place = LAUNDRY
+        self.laundry[page] = None
+        self._laundry_bytes += page.size
+
+    def _unlaundry(self, page: Page) -> None:
+        del self.laundry[page]
+        self._laundry_bytes -= page.size
+
+    def _restore(self, page: Page) -> None:
+        """Back from laundry or ready into the order."""
+        self._take_out(page)
+        page.place = IN_ORDER
+        self._policy.restore(page)
+
+    def _take_out(self, page: Page) -> None:
+        if page.place == IN_ORDER:
+            self._policy.remove(page)
+        elif page.place == LAUNDRY:
+            self._unlaundry(page)
+        elif page.place == READY:
+            del self._ready[page]
+            self._ready_bytes -= page.size
+        elif page.place == PARKED:
+            self._parked -= 1
+
+    def __repr__(self) -> str:
+        return (
+            f"<Memory {self.used}/{self.limit} B used, {self.dirty_bytes} dirty, {self.stray_bytes} stray, "
+            f"{len(self._policy)} in order, {self._parked} parked, {len(self._waiting)} waiting>"
+        )

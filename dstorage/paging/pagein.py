@@ -1,0 +1,260 @@
+"""Page-in: bytes on their way from controllers into memory.
+
+A read that the controller can answer at once (memory, page cache) is answered inside `begin`, with no task, no future and no trip
+round the loop. The others are gathered until the end of the loop iteration and go out as one batch per controller. One
+read per id, however many wait: the caller keeps the waiters.
+
+A chunk may be moved, and its old place freed by a commit, while it is being read. So an answer that fails its check counts only
+if the catalog still names the place that was read; otherwise the new place is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from dstorage.controller import Buffer, Controller, ControllerStatus, ReadRequest
+from dstorage.errors import (
+    ControllerUnavailable,
+    CorruptData,
+    DStorageError,
+    Lost,
+    MemoryUnavailable,
+    TemporarilyUnavailable,
+)
+from dstorage.index import Index
+from dstorage.paging.memory import Memory, RoomRequest
+from dstorage.paging.page import Page
+from dstorage.record import Record
+from dstorage.registry import Entry, Registry
+
+BATCH_BYTES = 8 * 2**20
+BATCH_CHUNKS = 64
+BATCHES_IN_FLIGHT = 16
+"""Per controller; what comes after that waits its turn."""
+
+
+MAX_ACCESSED = 2**16
+"""Access times remembered between two commits; they are a help to tiering, not worth more memory."""
+
+
+class _Lane:
+    """The reads of one controller: those gathered for the next batch, and how many batches are out."""
+
+    __slots__ = ("in_flight", "pending", "scheduled")
+
+    def __init__(self) -> None:
+        self.pending: list[tuple[Page, Record]] = []
+        self.in_flight = 0
+        self.scheduled = False
+
+
+class PageIn:
+    """The reader of one store.
+
+    Args:
+        memory: Gives room for what is read.
+        index: Says where it is.
+        registry: Says who has it.
+        spawn: Starts a task that the store owns.
+        on_resolved: Called when the contents of a page are in memory.
+        on_failed: Called with a page and what its waiters are to be told.
+        refresh: Looks for a newer commit of another process (read-only stores); True if there may be one.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        index: Index,
+        registry: Registry,
+        *,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        on_resolved: Callable[[Page], None],
+        on_failed: Callable[[Page, DStorageError], None],
+        refresh: Callable[[], bool],
+    ) -> None:
+        self._memory = memory
+        self._index = index
+        self._registry = registry
+        self._spawn = spawn
+        self._on_resolved = on_resolved
+        self._on_failed = on_failed
+        self._refresh = refresh
+        self._lanes: dict[int, _Lane] = {}
+        self._underway: dict[Page, object] = {}
+        """Page -> the token of its present read; an answer that carries another token is out of date."""
+        self.bytes_read = 0
+        self.chunks_read = 0
+
+    def begin(self, page: Page) -> None:
+        """Bring the contents of `page` into memory; the answer comes through `on_resolved` or `on_failed`, perhaps
+        before this returns."""
+        record = self._index.get(page.id)
+        if record is None and self._refresh():
+            record = self._index.get(page.id)
+        if record is None:
+            self._on_failed(page, Lost("unknown id", id=page.id))
+            return
+        try:
+            controller = self._controller(page, record)
+        except DStorageError as error:
+            self._on_failed(page, error)
+            return
+        size = record.locator.size
+        memory = self._memory
+        if memory.reserve(size):
+            self._read_now(page, record, controller)
+        elif size > memory.limit:
+            self._on_failed(
+                page, MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than the whole budget of {memory.limit}")
+            )
+        elif memory.hopeful or self._underway:
+            token = self._underway[page] = object()
+            memory.wait(RoomRequest(size, False, lambda: self._room_granted(page, size, token)))
+        else:
+            self._on_failed(page, MemoryUnavailable(f"no room for chunk {page.id} ({size} bytes)"))
+
+    def abandon(self, page: Page) -> None:
+        """Nobody wants the contents any more (deleted, replaced): whatever comes is dropped."""
+        self._underway.pop(page, None)
+
+    # -- one read -----------------------------------------------------------------------------------------------------
+
+    def _controller(self, page: Page, record: Record) -> Controller:
+        entry = self._registry[record.controller]
+        if entry is None:
+            raise Lost(f"its controller, number {record.controller}, is not in the store's list", id=page.id)
+        if entry.removed:
+            raise Lost(f"its controller {entry.name!r} was declared removed", id=page.id, controller=entry.name)
+        controller = entry.controller
+        if controller is None:
+            why = f": {entry.error}" if entry.error else ""
+            raise TemporarilyUnavailable(
+                f"chunk {page.id} is on controller {entry.name!r}, which is not loaded{why}; register it",
+                id=page.id,
+                controller=entry.name,
+            )
+        if controller.status is ControllerStatus.TEMPORARILY_UNAVAILABLE:
+            raise TemporarilyUnavailable(
+                f"chunk {page.id} is on controller {entry.name!r}, which is unavailable now",
+                id=page.id,
+                controller=entry.name,
+            )
+        return controller
+
+    def _room_granted(self, page: Page, size: int, token: object) -> None:
+        """Room has come: but the chunk may have been moved, replaced or deleted while it waited."""
+        if self._underway.get(page) is not token:
+            self._memory.give_back(size)
+            return
+        del self._underway[page]
+        # Not `give_back`: the room is meant for this page, `begin` takes it again at once.
+        self._memory.used -= size
+        self.begin(page)
+
+    def _read_now(self, page: Page, record: Record, controller: Controller) -> None:
+        self._underway[page] = record
+        try:
+            buffer = controller.read_nowait(page.id, record.locator)
+        except DStorageError as error:
+            self._failed(page, record, error)
+            return
+        if buffer is not None:
+            self._resolved(page, record, buffer)
+            return
+        lane = self._lanes.get(record.controller)
+        if lane is None:
+            lane = self._lanes[record.controller] = _Lane()
+        lane.pending.append((page, record))
+        if not lane.scheduled:
+            lane.scheduled = True
+            asyncio.get_running_loop().call_soon(self._send, record.controller, lane)
+
+    def _send(self, index: int, lane: _Lane) -> None:
+        lane.scheduled = False
+        while lane.pending and lane.in_flight < BATCHES_IN_FLIGHT:
+            count, total = 0, 0
+            for _, record in lane.pending[:BATCH_CHUNKS]:
+                count += 1
+                total += record.locator.size
+                if total >= BATCH_BYTES:
+                    break
+            batch, lane.pending = lane.pending[:count], lane.pending[count:]
+            lane.in_flight += 1
+            self._spawn(self._read(index, lane, batch))
+
+    async def _read(self, index: int, lane: _Lane, batch: list[tuple[Page, Record]]) -> None:
+        entry = self._registry[index]
+        answers: list[Buffer | Exception]
+        try:
+            if entry is None or entry.controller is None:
+                raise ControllerUnavailable("it was unloaded")
+            answers = await entry.controller.read([ReadRequest(page.id, record.locator) for page, record in batch])
+            if len(answers) != len(batch):
+                raise ControllerUnavailable(f"it gave {len(answers)} answers to {len(batch)} reads")
+        except Exception as error:  # noqa: BLE001 - whatever a plug-in raises must reach those who wait
+            answers = [error] * len(batch)
+        except asyncio.CancelledError:
+            for page, record in batch:
+                self._failed(page, record, TemporarilyUnavailable("the store is closing", id=page.id))
+            raise
+        finally:
+            lane.in_flight -= 1
+            if lane.pending:
+                self._send(index, lane)
+        for (page, record), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                self._failed(page, record, self._explain(page, entry, answer))
+            else:
+                self._resolved(page, record, answer)
+        self._memory.poke()
+
+    def _resolved(self, page: Page, record: Record, buffer: Buffer) -> None:
+        size = record.locator.size
+        if len(buffer) != size:
+            error = CorruptData(f"chunk {page.id}: {len(buffer)} bytes came where {size} were stored", id=page.id)
+            self._failed(page, record, error)
+            return
+        if self._underway.get(page) is not record:
+            self._memory.give_back(size)
+            return
+        del self._underway[page]
+        if not isinstance(buffer, bytes):
+            buffer = memoryview(buffer).toreadonly()
+        self.bytes_read += size
+        self.chunks_read += 1
+        if len(self._index.accessed) < MAX_ACCESSED:
+            self._index.accessed[page.id] = time.time_ns()
+        self._memory.insert(page, buffer)
+        self._on_resolved(page)
+
+    def _failed(self, page: Page, record: Record, error: DStorageError) -> None:
+        self._memory.give_back(record.locator.size)
+        if self._underway.get(page) is not record:
+            return
+        del self._underway[page]
+        if isinstance(error, (CorruptData, Lost)):
+            newest = self._index.get(page.id)
+            if newest == record and self._refresh():
+                newest = self._index.get(page.id)
+            if newest is not None and newest[1:] != record[1:]:
+                self.begin(page)
+                return
+        self._on_failed(page, error)
+
+    def _explain(self, page: Page, entry: Entry | None, error: Exception) -> DStorageError:
+        """What the waiters are told when a controller answered with `error`."""
+        name = entry.name if entry is not None else "?"
+        if isinstance(error, (CorruptData, Lost, TemporarilyUnavailable)):
+            error.id = error.id or page.id
+            error.controller = error.controller or name
+            return error
+        explained = TemporarilyUnavailable(f"chunk {page.id} on controller {name!r}: {error}", id=page.id, controller=name)
+        explained.__cause__ = error
+        if not isinstance(error, ControllerUnavailable):
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"controller {name!r} broke its contract in read", "exception": error}
+            )
+        return explained

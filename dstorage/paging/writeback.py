@@ -1,0 +1,362 @@
+"""Write-back: dirty contents on their way to controllers.
+
+One write per id at a time, however many want it (eviction, flush, commit): a second wish for the same contents joins the
+first, one for newer contents queues behind it. Writes are gathered into batches per controller; the fastest controller
+with room takes them, and when it says full the next in rank does. What cannot be written anywhere stays dirty in memory.
+
+Three sources feed the queue: *commits and flushes* (`submit`), the *laundry* (pages chosen to leave), and the *background*:
+the longest dirty pages, once more than half of the dirty limit is in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from dstorage.controller import ControllerStatus, WriteRequest
+from dstorage.errors import ControllerFull, ControllerUnavailable, DStorageError, StoreFull, TemporarilyUnavailable
+from dstorage.index import Index
+from dstorage.paging.memory import Memory
+from dstorage.paging.page import LAUNDRY, Page
+from dstorage.record import Locator, Record
+from dstorage.registry import Entry, Registry
+
+BATCH_BYTES = 4 * 2**20
+BATCH_CHUNKS = 256
+BATCHES_IN_FLIGHT = 4
+BACKGROUND_SHARE = 0.5
+"""Of the dirty limit: above it the background writer works."""
+RETRY_S = 0.25
+"""Pause after a write that no controller took."""
+
+SUBMITS_PER_TURN = 2048
+"""How many writes of a commit are queued before other callbacks of the loop get their turn."""
+
+Done = Callable[[Exception | None], None]
+
+
+class Write:
+    """One write of one chunk.
+
+    Attributes:
+        page: The chunk.
+        buffer: The contents to write; they never change.
+        done: To be called once with None or what went wrong.
+        refused: Indices of the controllers that would not take it.
+    """
+
+    __slots__ = ("buffer", "done", "page", "refused")
+
+    def __init__(self, page: Page, buffer: bytes | memoryview, done: Done | None) -> None:
+        self.page = page
+        self.buffer = buffer
+        self.done: list[Done] = [] if done is None else [done]
+        self.refused: set[int] = set()
+
+
+class WriteBack:
+    """The writer of one store.
+
+    Args:
+        memory: Where dirty pages are.
+        index: Learns the new places.
+        registry: Who can take a chunk.
+        spawn: Starts a task that the store owns.
+        discard: Frees a place that nothing refers to.
+        on_written: Called with (page, controller's name) after each write that counts.
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        index: Index,
+        registry: Registry,
+        *,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        discard: Callable[[int, Record], None],
+        on_written: Callable[[Page, str], None],
+    ) -> None:
+        self._memory = memory
+        self._index = index
+        self._registry = registry
+        self._spawn = spawn
+        self._discard = discard
+        self._on_written = on_written
+        self.scratch: set[int] = set()
+        """Ids created with durable=False."""
+        self.pinned: dict[int, int] = {}
+        """id -> index of the controller the program asked for."""
+        self.cut: dict[Page, bytes | memoryview] = {}
+        """What the commit under way still has to write: page -> its contents at the cut."""
+        self._writing: dict[int, Write] = {}
+        self._behind: dict[int, list[Write]] = {}
+        self._queue: deque[Write] = deque()
+        self._in_flight = 0
+        self._scheduled = False
+        self._stopped = False
+        self._paused: asyncio.TimerHandle | None = None
+        self.bytes_written = 0
+        self.chunks_written = 0
+
+    # -- wishes -------------------------------------------------------------------------------------------------------
+
+    def submit(self, page: Page, buffer: bytes | memoryview, done: Done | None = None) -> None:
+        """Have `buffer`, contents of `page`, written; `done` is called when it is (or could not be)."""
+        running = self._writing.get(page.id)
+        if running is None:
+            write = Write(page, buffer, done)
+            self._writing[page.id] = write
+            self._queue.append(write)
+            self.wake()
+            return
+        queue = self._behind.setdefault(page.id, [])
+        for write in (running, *queue):
+            if write.buffer is buffer:
+                if done is not None:
+                    write.done.append(done)
+                return
+        # Newer contents overtake what waits behind and is needed by no commit.
+        cut = self.cut.get(page)
+        newest = Write(page, buffer, done)
+        for write in queue:
+            if write.buffer is not cut:
+                newest.done += write.done
+        queue[:] = [write for write in queue if write.buffer is cut]
+        queue.append(newest)
+
+    def begin_cut(self) -> None:
+        """Take the present contents of every dirty durable page into the commit now beginning."""
+        scratch = self.scratch
+        self.cut = {page: page.buffer for page in self._memory.dirty if page.id not in scratch and page.buffer is not None}
+
+    async def write_cut(self) -> None:
+        """Return when all of the cut is written.
+
+        Raises:
+            StoreFull, TemporarilyUnavailable: Something could not be written; the rest may or may not be.
+        """
+        failures: list[Exception] = []
+        finished = asyncio.get_running_loop().create_future()
+        left = len(self.cut)
+
+        def done(error: Exception | None) -> None:
+            nonlocal left
+            left -= 1
+            if error is not None:
+                failures.append(error)
+            if left == 0 and not finished.done():
+                finished.set_result(None)
+
+        for number, (page, buffer) in enumerate(list(self.cut.items()), 1):
+            if page in self.cut:
+                self.submit(page, buffer, done)
+            else:
+                # Eviction has written it since the cut.
+                done(None)
+            if number % SUBMITS_PER_TURN == 0:
+                await asyncio.sleep(0)
+        if left:
+            await finished
+        if failures:
+            raise failures[0]
+
+    def dirtied(self) -> None:
+        """There is more that is dirty: work if it is enough."""
+        memory = self._memory
+        if memory.dirty_bytes > memory.dirty_limit * BACKGROUND_SHARE:
+            self.wake()
+
+    def wake(self) -> None:
+        """Look for work at the end of this loop iteration, so that one batch gathers what it asked for."""
+        if not self._scheduled and self._paused is None and not self._stopped:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def resume(self) -> None:
+        """A controller has come back or got room: try again at once."""
+        if self._paused is not None:
+            self._paused.cancel()
+            self._paused = None
+        self.wake()
+
+    def stop(self) -> None:
+        """No new batches; those in flight are the store's tasks."""
+        if self._paused is not None:
+            self._paused.cancel()
+        self._paused = None
+        self._stopped = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is queued or in flight."""
+        return bool(self._writing)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the last writes found no controller to take them."""
+        return self._paused is not None
+
+    # -- work ---------------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        if self._paused is None and not self._stopped:
+            if self._in_flight < BATCHES_IN_FLIGHT:
+                for page in self._memory.laundry:
+                    self._submit_present(page)
+                self._feed_background()
+            while self._queue and self._in_flight < BATCHES_IN_FLIGHT and self._start_batch():
+                pass
+        # Only now: what was submitted above needs no pump of its own.
+        self._scheduled = False
+
+    def _feed_background(self) -> None:
+        memory = self._memory
+        enough = memory.dirty_limit * BACKGROUND_SHARE
+        excess = min(memory.dirty_bytes - enough, BATCH_BYTES)
+        if excess <= 0:
+            return
+        for page in memory.dirty:
+            self._submit_present(page)
+            excess -= page.size
+            if excess <= 0:
+                return
+
+    def _submit_present(self, page: Page) -> None:
+        if page.id not in self._writing and page.buffer is not None:
+            self.submit(page, page.buffer)
+
+    def _start_batch(self) -> bool:
+        queue = self._queue
+        batch: list[Write] = []
+        total = 0
+        target: Entry | None = None
+        for _ in range(len(queue)):
+            write = queue.popleft()
+            entry = self._choose(write)
+            if entry is None:
+                self._give_up(write)
+            elif target is None or entry is target:
+                target = entry
+                batch.append(write)
+                total += len(write.buffer)
+                if total >= BATCH_BYTES or len(batch) >= BATCH_CHUNKS:
+                    break
+            else:
+                queue.append(write)
+        if target is None:
+            return False
+        self._in_flight += 1
+        self._spawn(self._write(target, batch))
+        return True
+
+    def _choose(self, write: Write) -> Entry | None:
+        """The controller to take it: the one asked for, else the fastest with room."""
+        id = write.page.id
+        scratch = id in self.scratch
+        pinned = self.pinned.get(id)
+        for entry in self._registry.by_rank():
+            controller = entry.controller
+            if (
+                controller is None
+                or entry.index in write.refused
+                or (controller.volatile and not scratch)
+                or (pinned is not None and entry.index != pinned)
+                or controller.status is not ControllerStatus.OK
+            ):
+                continue
+            return entry
+        return None
+
+    async def _write(self, entry: Entry, batch: list[Write]) -> None:
+        controller = entry.controller
+        assert controller is not None
+        answers: list[Locator | Exception]
+        try:
+            answers = await controller.write([WriteRequest(write.page.id, write.buffer) for write in batch])
+            if len(answers) != len(batch):
+                raise ControllerUnavailable(f"controller {entry.name!r} gave {len(answers)} answers to {len(batch)} writes")
+        except Exception as error:  # noqa: BLE001 - whatever a plug-in raises must not lose the contents
+            answers = [error] * len(batch)
+        except asyncio.CancelledError:
+            for write in batch:
+                self._end(write, TemporarilyUnavailable("the store is closing", id=write.page.id))
+            raise
+        finally:
+            self._in_flight -= 1
+        for write, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Locator):
+                self._written(write, entry, answer)
+            else:
+                write.refused.add(entry.index)
+                if not isinstance(answer, (ControllerFull, ControllerUnavailable)):
+                    asyncio.get_running_loop().call_exception_handler(
+                        {"message": f"controller {entry.name!r} broke its contract in write", "exception": answer}
+                    )
+                self._queue.append(write)
+        self._memory.poke()
+        self.wake()
+
+    def _written(self, write: Write, entry: Entry, locator: Locator) -> None:
+        page = write.page
+        controller = entry.controller
+        self.bytes_written += len(write.buffer)
+        self.chunks_written += 1
+        record = Record(time.time_ns(), entry.index, locator)
+        current = page.buffer is write.buffer
+        if self.cut.get(page) is write.buffer:
+            del self.cut[page]
+            free = self._index.put_frozen(page.id, record)
+        elif current:
+            free = self._index.put(page.id, record, volatile=controller is not None and controller.volatile)
+        else:
+            # Overtaken by newer contents, or deleted.
+            free = record
+        if free is not None:
+            self._discard(page.id, free)
+        if current and page.dirty:
+            self._memory.clean(page)
+        self._on_written(page, entry.name)
+        self._end(write, None)
+
+    def _give_up(self, write: Write) -> None:
+        """No controller takes it now: it stays dirty, and everybody who waits for it is told."""
+        page = write.page
+        loaded = [e for e in self._registry.by_rank() if e.controller is not None and not e.controller.volatile]
+        full = [e.name for e in loaded if e.status is ControllerStatus.FULL]
+        error: DStorageError
+        if full and len(full) == len(loaded):
+            error = StoreFull(
+                f"no room to write chunk {page.id} ({len(write.buffer)} bytes): controllers {', '.join(full)} are full; "
+                "add one, raise a capacity or delete chunks"
+            )
+        else:
+            error = TemporarilyUnavailable(
+                f"no controller takes chunk {page.id} now ({', '.join(map(repr, loaded)) or 'none is loaded'})", id=page.id
+            )
+        if page.place == LAUNDRY:
+            self._memory.unwashable(page)
+        if self._paused is None:
+            self._paused = asyncio.get_running_loop().call_later(RETRY_S, self._retry)
+        self._end(write, error)
+
+    def _retry(self) -> None:
+        self._paused = None
+        self._memory.poke()
+        self.wake()
+
+    def _end(self, write: Write, error: Exception | None) -> None:
+        id = write.page.id
+        queue = self._behind.get(id)
+        if queue:
+            following = queue.pop(0)
+            self._writing[id] = following
+            self._queue.append(following)
+            self.wake()
+        else:
+            self._behind.pop(id, None)
+            del self._writing[id]
+        for done in write.done:
+            done(error)
