@@ -4,7 +4,7 @@ Tables: ``records`` (id -> 32-byte record), ``controllers`` (index -> JSON), ``n
 private state) and ``meta`` (format version, store uuid, next id). `Catalog.apply` is the one place that changes it: one
 LMDB transaction, durable when it returns. So a crash leaves either all of a commit or nothing of it.
 
-Reads go through one standing read transaction that is renewed after each commit: a lookup costs about a microsecond and
+Reads go through one standing read transaction that is begun anew after each commit: a lookup costs about a microsecond and
 may touch a page of the map that is not in memory. All methods but `apply` belong to the store's event loop; `apply` and
 `superseded` are for one writer thread and may run beside reads.
 """
@@ -198,9 +198,9 @@ class Catalog:
 
     def refresh(self) -> None:
         """See the newest commit, also one of another process."""
-        self._txn.reset()
+        self._txn.abort()
         try:
-            self._txn.renew()
+            self._txn = self._env.begin()
         except lmdb.MapResizedError:
             self._env.set_mapsize(0)
             self._txn = self._env.begin()

@@ -736,7 +736,7 @@ class Store:
             self._writeback.scratch.add(handle.id)
         if controller is not None:
             self._writeback.pinned[handle.id] = controller
-        self._memory.insert(handle, bytes(data), dirty=True)
+        self._memory.insert(handle, bytes(data) if isinstance(data, int) else _copy(data), dirty=True)
         self._writeback.dirtied()
         if self._events.streams:
             self._events.emit("created", handle.id)
@@ -766,7 +766,7 @@ class Store:
         try:
             if not self._memory.reserve(size, dirty=True):
                 await self.reserve(size, handle.id, wait)
-            self.publish(handle, bytes(data))
+            self.publish(handle, _copy(data))
         finally:
             handle.release()
 
@@ -774,7 +774,7 @@ class Store:
         """`replace` without waiting (for `Handle.replace_nowait`)."""
         size = self._check_replace(handle, data)
         self.reserve_nowait(size, handle.id)
-        self.publish(handle, bytes(data))
+        self.publish(handle, _copy(data))
 
     def _check_replace(self, handle: Handle, data: Buffer) -> int:
         self.check_writable()
@@ -1307,6 +1307,11 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<Store {str(self.path)!r}, {self._closed or repr(self._memory)}>"
+
+
+def _copy(data: Buffer) -> bytes:
+    """A private copy; `bytes(data)` would be `data` itself where it is bytes, and the program's to keep."""
+    return bytes(memoryview(data))
 
 
 def _nobody(handle: Handle) -> None:
