@@ -178,6 +178,22 @@ class Controller(ABC):
             ControllerUnavailable: It could not be made durable; the commit fails and nothing of it is visible.
         """
 
+    def footprint(self, locator: Locator) -> int:
+        """Bytes that a place takes of `space`."""
+        return locator.size
+
+    def committed_bytes(self) -> int | None:
+        """Footprint of all places the last commit refers to, by this controller's own books; None if it keeps none."""
+        return None
+
+    async def sparse_places(self, max_live_share: float) -> list[tuple[int, Locator]]:
+        """Places to be written anew so that dead space around them can be freed: (id, locator) pairs.
+
+        Args:
+            max_live_share: Only from regions (segments, packs) of which at most this share is in use.
+        """
+        return []
+
     def checkpoint(
         self, alive: Sequence[tuple[int, Locator]], dead: Sequence[tuple[int, Locator]]
     ) -> Mapping[int, bytes]:

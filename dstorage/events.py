@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-Kind = Literal["created", "resolved", "evicted", "written", "moved", "deleted", "lost", "unavailable", "controller", "commit"]
+Kind = Literal[
+    "created", "resolved", "evicted", "written", "moved", "deleted", "lost", "unavailable", "controller", "commit"
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,7 @@ class Handle(Page):
             self.refs += 1
             self.hot = True
         else:
-            self.store.revive(self)
+            self.store.table.revive(self)
         return self
 
     def release(self) -> None:
@@ -130,7 +130,7 @@ class Handle(Page):
         elif refs == 0:
             self.refs = 0
             if self.place:
-                self.store.last_release(self)
+                self.store.table.last_release(self)
         else:
             raise OverReleaseError(f"handle {self.id} was released more often than acquired")
 
@@ -179,7 +179,7 @@ class Handle(Page):
         """
         buffer = self.buffer
         if buffer is None:
-            yield from self.store.page_in(self)
+            yield from self.store.resolver.page_in(self)
             buffer = self.buffer
             if buffer is None:
                 raise self.failure()
@@ -194,7 +194,7 @@ class Handle(Page):
             Lost, Deleted: As for ``await``.
         """
         if self.buffer is None and wait is not None:
-            return await self.store.get_waiting(self, wait)
+            return await self.store.resolver.get_waiting(self, wait)
         return await self
 
     def resolve(self, callback: Callback | None = None, *, wait: float | None = None) -> None:
@@ -206,7 +206,7 @@ class Handle(Page):
                 referenced while it runs. What it raises goes to the loop's exception handler.
             wait: Seconds to keep trying while the chunk is temporarily unavailable or memory is short.
         """
-        self.store.resolve(self, callback, wait)
+        self.store.resolver.resolve(self, callback, wait)
 
     def failure(self) -> DStorageError:
         """The error that says why there are no bytes."""
@@ -256,7 +256,7 @@ class Handle(Page):
             MemoryUnavailable: No room, even after `wait` seconds.
             Lost, Deleted: There is no such chunk any more.
         """
-        await self.store.replace(self, data, wait)
+        await self.store.contents.replace(self, data, wait)
 
     def replace_nowait(self, data: Buffer) -> None:
         """`replace` without waiting.
@@ -264,7 +264,7 @@ class Handle(Page):
         Raises:
             MemoryUnavailable: No room at this moment, or too much of the budget is dirty.
         """
-        self.store.replace_nowait(self, data)
+        self.store.contents.replace_nowait(self, data)
 
     def delete(self) -> None:
         """Delete the chunk: at once for this program, for good with the next commit.
@@ -274,7 +274,7 @@ class Handle(Page):
         Raises:
             Lost: There is no such chunk.
         """
-        self.store.delete(self)
+        self.store.contents.delete(self)
 
     async def flush(self) -> None:
         """Return when the contents are on a controller (durable they are only after `Store.commit`).
@@ -283,7 +283,7 @@ class Handle(Page):
             StoreFull: No controller has room.
             TemporarilyUnavailable: No controller takes it now.
         """
-        await self.store.flush(self)
+        await self.store.contents.flush(self)
 
     def bind(self, id: int) -> Handle:
         """Let an UNINITIALISED handle name chunk `id`.
@@ -292,7 +292,7 @@ class Handle(Page):
             The one handle for `id`: this one, or the one there was, to which this one's references are added. In the
             second case this object goes on working as another name for it.
         """
-        return self.store.bind(self, id)
+        return self.store.table.bind(self, id)
 
     # -- state machine ------------------------------------------------------------------------------------------------
 
@@ -326,8 +326,12 @@ class Edit:
         handle = self._handle
         source = handle.buffer
         if source is None:
-            raise handle.failure() if handle.error else NotResolvedError(
-                f"handle {handle.id} is {handle.status.value}: use `async with handle.edit()`, or await it first"
+            raise (
+                handle.failure()
+                if handle.error
+                else NotResolvedError(
+                    f"handle {handle.id} is {handle.status.value}: use `async with handle.edit()`, or await it first"
+                )
             )
         self._buffer = bytearray(handle.size) if self._discard else bytearray(source)
         handle.refs += 1
@@ -337,7 +341,7 @@ class Edit:
         handle = self._handle
         handle.store.check_writable()
         if handle.buffer is not None:
-            handle.store.reserve_nowait(handle.size, handle.id)
+            handle.store.room.reserve_nowait(handle.size, handle.id)
         return self._begin()
 
     async def __aenter__(self) -> memoryview:
@@ -347,7 +351,7 @@ class Edit:
         handle.acquire()
         try:
             await handle.get(wait=self._wait)
-            await handle.store.reserve(handle.size, handle.id, self._wait)
+            await handle.store.room.reserve(handle.size, handle.id, self._wait)
             return self._begin()
         finally:
             handle.release()
@@ -358,9 +362,9 @@ class Edit:
         self._buffer = None
         try:
             if kind is None:
-                handle.store.publish(handle, memoryview(buffer).toreadonly())
+                handle.store.contents.publish(handle, memoryview(buffer).toreadonly())
             else:
-                handle.store.drop_reserved(len(buffer))
+                handle.store.contents.drop_reserved(len(buffer))
         finally:
             handle.release()
 
@@ -414,8 +418,3 @@ class HandleAlias(Handle):
         target = object.__getattribute__(self, "waiters")
         assert isinstance(target, Handle)
         return target
-
-
-def is_final(error: BaseException) -> bool:
-    """Whether asking again can never help."""
-    return isinstance(error, (Lost, Deleted, UsageError))

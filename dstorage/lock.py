@@ -42,7 +42,8 @@ class StoreLock:
             os.close(self._fd)
             whom = f"process {pid}" if pid else "another process"
             raise StoreLocked(
-                f"{path.parent} is being written by {whom}: close it there, or open it here with read_only=True", pid=pid
+                f"{path.parent} is being written by {whom}: close it there, or open it here with read_only=True",
+                pid=pid,
             ) from error
         except OSError as error:
             os.close(self._fd)

@@ -154,5 +154,7 @@ def load_plugin(kind: str) -> type[Controller]:
     except ImportError as error:
         raise ControllerError(f"the plug-in for controllers of kind {kind!r} cannot be imported: {error}") from error
     if not (isinstance(plugin, type) and issubclass(plugin, Controller)):
-        raise ControllerError(f"entry point {kind!r} of {ENTRY_POINT_GROUP} is no subclass of dstorage.controller.Controller")
+        raise ControllerError(
+            f"entry point {kind!r} of {ENTRY_POINT_GROUP} is no subclass of dstorage.controller.Controller"
+        )
     return plugin

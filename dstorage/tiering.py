@@ -153,7 +153,9 @@ class Mover:
             return Lost(str(error), id=id, controller=controller)
         if isinstance(error, Lost):
             return error
-        explained = TemporarilyUnavailable(f"chunk {id} on controller {controller!r}: {error}", id=id, controller=controller)
+        explained = TemporarilyUnavailable(
+            f"chunk {id} on controller {controller!r}: {error}", id=id, controller=controller
+        )
         explained.__cause__ = error
         return explained
 
@@ -170,5 +172,3 @@ def _parts(chunks: list[tuple[int, Record]]) -> Iterator[list[tuple[int, Record]
         total += record.locator.size
     if part:
         yield part
-
-

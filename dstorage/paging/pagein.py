@@ -108,7 +108,8 @@ class PageIn:
             self._read_now(page, record, controller)
         elif size > memory.limit:
             self._on_failed(
-                page, MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than the whole budget of {memory.limit}")
+                page,
+                MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than the whole budget of {memory.limit}"),
             )
         elif memory.hopeful or self._underway:
             token = self._underway[page] = object()
@@ -251,7 +252,9 @@ class PageIn:
             error.id = error.id or page.id
             error.controller = error.controller or name
             return error
-        explained = TemporarilyUnavailable(f"chunk {page.id} on controller {name!r}: {error}", id=page.id, controller=name)
+        explained = TemporarilyUnavailable(
+            f"chunk {page.id} on controller {name!r}: {error}", id=page.id, controller=name
+        )
         explained.__cause__ = error
         if not isinstance(error, ControllerUnavailable):
             asyncio.get_running_loop().call_exception_handler(

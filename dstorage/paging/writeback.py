@@ -130,7 +130,9 @@ class WriteBack:
     def begin_cut(self) -> None:
         """Take the present contents of every dirty durable page into the commit now beginning."""
         scratch = self.scratch
-        self.cut = {page: page.buffer for page in self._memory.dirty if page.id not in scratch and page.buffer is not None}
+        self.cut = {
+            page: page.buffer for page in self._memory.dirty if page.id not in scratch and page.buffer is not None
+        }
 
     async def write_cut(self) -> None:
         """Return when all of the cut is written.
@@ -277,7 +279,9 @@ class WriteBack:
         try:
             answers = await controller.write([WriteRequest(write.page.id, write.buffer) for write in batch])
             if len(answers) != len(batch):
-                raise ControllerUnavailable(f"controller {entry.name!r} gave {len(answers)} answers to {len(batch)} writes")
+                raise ControllerUnavailable(
+                    f"controller {entry.name!r} gave {len(answers)} answers to {len(batch)} writes"
+                )
         except Exception as error:  # noqa: BLE001 - whatever a plug-in raises must not lose the contents
             answers = [error] * len(batch)
         except asyncio.CancelledError:
@@ -334,7 +338,8 @@ class WriteBack:
             )
         else:
             error = TemporarilyUnavailable(
-                f"no controller takes chunk {page.id} now ({', '.join(map(repr, loaded)) or 'none is loaded'})", id=page.id
+                f"no controller takes chunk {page.id} now ({', '.join(map(repr, loaded)) or 'none is loaded'})",
+                id=page.id,
             )
         if page.place == LAUNDRY:
             self._memory.unwashable(page)

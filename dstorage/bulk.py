@@ -1,0 +1,199 @@
+"""Many chunks at once: hints, results as they come, all together, the first few."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from dstorage.errors import InvalidArgumentError, TooManyHandles
+from dstorage.handle import Handle, Status
+from dstorage.index import Index
+from dstorage.paging.memory import Memory
+from dstorage.record import MAX_ID
+from dstorage.resolver import Resolver
+
+if TYPE_CHECKING:
+    from dstorage.store import Store
+
+PREFETCH_SHARE = 0.25
+"""Of the budget: as much may be on its way in because of hints."""
+IN_FLIGHT_SHARE = 0.5
+"""Of the budget: as much does `Bulk.each` ask for at a time."""
+MAX_ASKED = 1024
+
+
+class Bulk:
+    """The calls of `Store` that take many ids."""
+
+    def __init__(self, store: Store, resolver: Resolver, memory: Memory, index: Index) -> None:
+        self._store = store
+        self._resolver = resolver
+        self._memory = memory
+        self._index = index
+        self._prefetching = 0
+
+    def prefetch(self, ids: Iterable[int]) -> None:
+        """A hint that these chunks will be wanted: brings in those that fit in a share of the budget, in order.
+
+        Never raises for an id, does nothing while memory is short.
+        """
+        self._store.check_open()
+        room = int(self._memory.limit * PREFETCH_SHARE)
+        for id in ids:
+            if self._memory.critical or self._memory.wanted or self._prefetching >= room:
+                return
+            if not isinstance(id, int) or not 0 < id <= MAX_ID:
+                continue
+            known = self._store.table.handles.get(id)
+            if known is not None and known.status is not Status.NOT_RESOLVED:
+                continue
+            record = self._index.get(id)
+            if record is None:
+                continue
+            size = record.locator.size
+            try:
+                handle = self._store.handle(id)
+            except TooManyHandles:
+                return
+            self._prefetching += size
+
+            def arrived(_: Handle, size: int = size) -> None:
+                self._prefetching -= size
+
+            self._resolver.start(handle)
+            if handle.status is Status.WAITING:
+                self._resolver.wait_for(handle, arrived)
+            else:
+                arrived(handle)
+            handle.release()
+
+    async def each(self, ids: Iterable[int], *, wait: float | None = None) -> AsyncIterator[Handle]:
+        """Resolve many chunks and give their handles as the answers come.
+
+        Each handle is referenced until the iterator is asked for the next one; its status says how it went. Only as many
+        chunks are asked for at a time as half of the budget holds, so a list may be longer than memory.
+
+        Args:
+            ids: The chunks; taken one by one, as there is room.
+            wait: See `Handle.resolve`.
+        """
+        arrived: asyncio.Queue[Handle] = asyncio.Queue()
+        waiting = iter(ids)
+        asked: dict[Handle, int] = {}
+        in_flight = 0
+        exhausted = False
+        try:
+            while True:
+                while (
+                    not exhausted
+                    and (not asked or in_flight < self._memory.limit * IN_FLIGHT_SHARE)
+                    and len(asked) < MAX_ASKED
+                ):
+                    id = next(waiting, None)
+                    if id is None:
+                        exhausted = True
+                        break
+                    handle = self._store.handle(id)
+                    if handle in asked:
+                        handle.release()
+                        continue
+                    record = self._index.get(id)
+                    asked[handle] = record.locator.size if record is not None else handle.size
+                    in_flight += asked[handle]
+                    handle.resolve(arrived.put_nowait, wait=wait)
+                if not asked:
+                    return
+                handle = await arrived.get()
+                try:
+                    yield handle
+                finally:
+                    in_flight -= asked.pop(handle)
+                    handle.release()
+        finally:
+            for handle in asked:
+                handle.release()
+
+    async def all(self, ids: Iterable[int], *, wait: float | None = None) -> list[Handle]:
+        """Resolve many chunks together; all of them must fit in the budget.
+
+        Returns:
+            A handle per id, in order, each with a reference that is the caller's to release.
+
+        Raises:
+            TemporarilyUnavailable, Lost, Deleted, MemoryUnavailable: The first that failed; no reference is left.
+        """
+        handles = [self._store.handle(id) for id in ids]
+        done = asyncio.get_running_loop().create_future()
+        left = len(handles)
+
+        def arrived(handle: Handle) -> None:
+            nonlocal left
+            left -= 1
+            if not done.done() and (left == 0 or handle.status is not Status.RESOLVED):
+                done.set_result(None)
+
+        try:
+            for handle in handles:
+                handle.resolve(arrived, wait=wait)
+            if handles:
+                await done
+            for handle in handles:
+                if handle.buffer is None:
+                    raise handle.failure()
+        except BaseException:
+            for handle in handles:
+                handle.release()
+            raise
+        return handles
+
+    async def first(self, ids: Sequence[int], n: int | None = None, timeout: float | None = None) -> list[Handle]:
+        """Wait until `n` of the chunks are resolved, or `timeout` seconds have passed.
+
+        Args:
+            ids: The chunks.
+            n: How many are enough; all by default.
+            timeout: Seconds, or None for no limit.
+
+        Returns:
+            Handles of the first at most `n` that were resolved, in the order they came, each with a reference that is
+            the caller's to release. The others go on arriving in memory as room allows.
+
+        Raises:
+            InvalidArgumentError: `n` is not in 0 .. len(ids).
+        """
+        enough = len(ids) if n is None else n
+        if not 0 <= enough <= len(ids):
+            raise InvalidArgumentError(f"n={n}: wait for 0 to {len(ids)} of {len(ids)} chunks")
+        handles = [self._store.handle(id) for id in ids]
+        came: list[Handle] = []
+        done = asyncio.get_running_loop().create_future()
+        left = len(handles)
+
+        def arrived(handle: Handle) -> None:
+            nonlocal left
+            left -= 1
+            if handle.status is Status.RESOLVED and len(came) < enough and not done.done():
+                handle.refs += 1
+                came.append(handle)
+            if not done.done() and (len(came) >= enough or left == 0):
+                done.set_result(None)
+
+        try:
+            if enough:
+                for handle in handles:
+                    handle.resolve(arrived, wait=timeout)
+                async with asyncio.timeout(timeout):
+                    await done
+        except TimeoutError:
+            pass
+        except BaseException:
+            for handle in came:
+                handle.release()
+            raise
+        finally:
+            if not done.done():
+                done.cancel()
+            for handle in handles:
+                handle.release()
+        return came

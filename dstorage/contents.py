@@ -1,0 +1,225 @@
+"""Making, changing and deleting chunks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from dstorage.controller import Buffer
+from dstorage.errors import InvalidArgumentError, Lost
+from dstorage.events import Events
+from dstorage.handle import Handle, Status
+from dstorage.ids import IdAllocator
+from dstorage.index import Index
+from dstorage.paging.memory import Memory
+from dstorage.paging.pagein import PageIn
+from dstorage.paging.writeback import WriteBack
+from dstorage.record import MAX_CHUNK_BYTES
+from dstorage.resolver import Resolver
+from dstorage.room import Room
+from dstorage.table import HandleTable
+
+if TYPE_CHECKING:
+    from dstorage.store import Store
+
+
+class Contents:
+    """The calls of `Store` and `Handle` that change chunks."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        table: HandleTable,
+        resolver: Resolver,
+        room: Room,
+        memory: Memory,
+        index: Index,
+        pagein: PageIn,
+        writeback: WriteBack,
+        ids: IdAllocator,
+        events: Events,
+    ) -> None:
+        self._store = store
+        self._table = table
+        self._resolver = resolver
+        self._room = room
+        self._memory = memory
+        self._index = index
+        self._pagein = pagein
+        self._writeback = writeback
+        self._ids = ids
+        self._events = events
+
+    async def create(
+        self,
+        data: Buffer | int,
+        *,
+        durable: bool = True,
+        controller: str | None = None,
+        wait: float | None = None,
+    ) -> Handle:
+        """Make a new chunk.
+
+        A program that creates faster than controllers write is slowed here, once `dirty_share` of the budget is dirty.
+
+        Args:
+            data: Its contents (copied), or its size in bytes for zeros.
+            durable: False for scratch: may live on volatile controllers, is lost by a crash.
+            controller: Name of the controller that is to keep it; by default the fastest with room.
+            wait: Seconds to wait while references hold all of the budget.
+
+        Returns:
+            Its handle, RESOLVED, with one reference that is the caller's to release.
+
+        Raises:
+            MemoryUnavailable: No room.
+            InvalidArgumentError: Too large, or no such controller.
+            ReadOnlyError, ClosedError: The store takes no changes.
+        """
+        size, index = self._check_create(data, durable, controller)
+        if not self._memory.reserve(size, dirty=True):
+            await self._room.reserve(size, 0, wait)
+        return self._create(data, size, durable, index)
+
+    def create_nowait(self, data: Buffer | int, *, durable: bool = True, controller: str | None = None) -> Handle:
+        """`create` without waiting.
+
+        Raises:
+            MemoryUnavailable: No room at this moment, or too much of the budget is dirty.
+        """
+        size, index = self._check_create(data, durable, controller)
+        self._room.reserve_nowait(size, 0)
+        return self._create(data, size, durable, index)
+
+    def _check_create(self, data: Buffer | int, durable: bool, controller: str | None) -> tuple[int, int | None]:
+        self._store.check_writable()
+        size = data if isinstance(data, int) else memoryview(data).nbytes
+        if not 0 <= size <= MAX_CHUNK_BYTES:
+            raise InvalidArgumentError(f"a chunk of {size} bytes: chunks have 0 to {MAX_CHUNK_BYTES} bytes; split it")
+        if controller is None:
+            return size, None
+        entry = self._store.entry_named(controller)
+        if durable and entry.controller is not None and entry.controller.volatile:
+            raise InvalidArgumentError(
+                f"controller {controller!r} is volatile: it takes only chunks with durable=False"
+            )
+        return size, entry.index
+
+    def _create(self, data: Buffer | int, size: int, durable: bool, controller: int | None) -> Handle:
+        try:
+            handle = Handle(self._store)
+            handle.id = self._ids.take()
+            self._table.enter(handle)
+        except BaseException:
+            self._memory.give_back(size, dirty=True)
+            raise
+        handle.refs = 1
+        handle.to(Status.RESOLVED)
+        if not durable:
+            self._writeback.scratch.add(handle.id)
+        if controller is not None:
+            self._writeback.pinned[handle.id] = controller
+        self._memory.insert(handle, bytes(data) if isinstance(data, int) else _copy(data), dirty=True)
+        self._writeback.dirtied()
+        if self._events.streams:
+            self._events.emit("created", handle.id)
+        return handle
+
+    async def replace(self, handle: Handle, data: Buffer, wait: float | None) -> None:
+        """Give a chunk other contents (for `Handle.replace`)."""
+        size = self._check_replace(handle, data)
+        handle.acquire()
+        try:
+            if not self._memory.reserve(size, dirty=True):
+                await self._room.reserve(size, handle.id, wait)
+            self.publish(handle, _copy(data))
+        finally:
+            handle.release()
+
+    def replace_nowait(self, handle: Handle, data: Buffer) -> None:
+        """`replace` without waiting (for `Handle.replace_nowait`)."""
+        size = self._check_replace(handle, data)
+        self._room.reserve_nowait(size, handle.id)
+        self.publish(handle, _copy(data))
+
+    def _check_replace(self, handle: Handle, data: Buffer) -> int:
+        self._store.check_writable()
+        size = memoryview(data).nbytes
+        if size > MAX_CHUNK_BYTES:
+            raise InvalidArgumentError(
+                f"{size} bytes for chunk {handle.id}: chunks have at most {MAX_CHUNK_BYTES}; split"
+            )
+        self._check_exists(handle)
+        return size
+
+    def _check_exists(self, handle: Handle) -> None:
+        if handle.status in (Status.DELETED, Status.LOST, Status.UNINITIALISED):
+            raise handle.failure()
+        if handle.buffer is None and self._index.get(handle.id) is None:
+            raise Lost("unknown id", id=handle.id)
+
+    def publish(self, handle: Handle, buffer: bytes | memoryview) -> None:
+        """Make `buffer`, reserved as dirty, the contents of `handle`."""
+        if handle.status is Status.DELETED or handle.status is Status.LOST:
+            self.drop_reserved(len(buffer))
+            raise handle.failure()
+        if handle.buffer is not None:
+            self._memory.replace(handle, buffer)
+        else:
+            if self._table.handles.get(handle.id) is not handle:
+                self._table.enter(handle)
+            self._pagein.abandon(handle)
+            self._memory.insert(handle, buffer, dirty=True)
+            handle.to(Status.RESOLVED)
+            handle.error = None
+            self._resolver.settle(handle)
+        self._writeback.dirtied()
+
+    def drop_reserved(self, size: int) -> None:
+        """Give back what was reserved for contents that will not come."""
+        self._memory.give_back(size, dirty=True)
+
+    def delete(self, handle: Handle) -> None:
+        """Delete a chunk (for `Handle.delete`)."""
+        self._store.check_writable()
+        if handle.status is Status.DELETED:
+            return
+        if handle.status is not Status.LOST or self._index.get(handle.id) is None:
+            self._check_exists(handle)
+        self._pagein.abandon(handle)
+        if handle.buffer is not None:
+            self._memory.forget(handle)
+        free = self._index.put(handle.id, None)
+        if free is not None:
+            self._store.discard(free.controller, [(handle.id, free.locator)])
+        self._writeback.scratch.discard(handle.id)
+        self._writeback.pinned.pop(handle.id, None)
+        handle.to(Status.DELETED)
+        if self._events.streams:
+            self._events.emit("deleted", handle.id)
+        self._resolver.settle(handle)
+        if not handle.refs and self._table.handles.get(handle.id) is handle:
+            self._table.drop(handle)
+
+    async def flush(self, handle: Handle) -> None:
+        """Have the contents written (for `Handle.flush`)."""
+        self._store.check_writable()
+        if not handle.dirty or handle.buffer is None:
+            return
+        written = asyncio.get_running_loop().create_future()
+
+        def done(error: Exception | None) -> None:
+            if not written.done():
+                if error is None:
+                    written.set_result(None)
+                else:
+                    written.set_exception(error)
+
+        self._writeback.submit(handle, handle.buffer, done)
+        await written
+
+
+def _copy(data: Buffer) -> bytes:
+    """A private copy; `bytes(data)` would be `data` itself where it is bytes, and the program's to keep."""
+    return bytes(memoryview(data))

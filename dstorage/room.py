@@ -1,0 +1,93 @@
+"""Room for new contents: reserving it, waiting for it, and saying who holds it when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+
+from dstorage.errors import MemoryUnavailable
+from dstorage.paging.memory import Memory, RoomRequest
+from dstorage.paging.writeback import WriteBack
+from dstorage.table import HandleTable
+
+RECHECK_S = 0.05
+"""How often somebody who waits looks whether there is still hope."""
+
+
+class Room:
+    """Reserves memory for contents that will be dirty."""
+
+    def __init__(self, memory: Memory, writeback: WriteBack, table: HandleTable) -> None:
+        self._memory = memory
+        self._writeback = writeback
+        self._table = table
+
+    async def reserve(self, size: int, id: int, wait: float | None) -> None:
+        """Reserve room for dirty contents, waiting for write-back, and up to `wait` seconds for references.
+
+        Raises:
+            MemoryUnavailable: There is none.
+        """
+        memory = self._memory
+        if memory.reserve(size, dirty=True):
+            return
+        self._check_fits(size, id)
+        deadline = None if wait is None else asyncio.get_running_loop().time() + wait
+        granted = asyncio.get_running_loop().create_future()
+
+        def grant() -> None:
+            if granted.done():
+                memory.give_back(size, dirty=True)
+            else:
+                granted.set_result(None)
+
+        request = RoomRequest(size, True, grant)
+        memory.wait(request)
+        self._writeback.wake()
+        try:
+            while not granted.done():
+                if not memory.hopeful or self._writeback.stalled:
+                    # Nothing is being written: only a release can help.
+                    memory.sweep()
+                    memory.poke()
+                    if not granted.done() and (deadline is None or asyncio.get_running_loop().time() >= deadline):
+                        raise self.error(self._no_room(size, id))
+                await asyncio.wait([granted], timeout=RECHECK_S)
+        except BaseException:
+            if granted.done() and not granted.cancelled():
+                memory.give_back(size, dirty=True)
+            else:
+                granted.cancel()
+                memory.abandon(request)
+            raise
+
+    def reserve_nowait(self, size: int, id: int) -> None:
+        """Reserve room for dirty contents now.
+
+        Raises:
+            MemoryUnavailable: There is none.
+        """
+        if not self._memory.reserve(size, dirty=True):
+            self._check_fits(size, id)
+            raise self.error(self._no_room(size, id))
+
+    def _check_fits(self, size: int, id: int) -> None:
+        if size > self._memory.limit:
+            raise MemoryUnavailable(
+                f"{size} bytes for {f'chunk {id}' if id else 'a new chunk'} are more than the whole budget of "
+                f"{self._memory.limit}: raise the budget or split the data"
+            )
+
+    def _no_room(self, size: int, id: int) -> str:
+        return f"no room for {size} bytes ({f'chunk {id}' if id else 'a new chunk'})"
+
+    def error(self, what: str) -> MemoryUnavailable:
+        """A MemoryUnavailable that says who holds the most."""
+        memory = self._memory
+        held = [handle for handle in self._table.handles.values() if handle.refs and handle.buffer is not None]
+        most = ", ".join(f"{h.id} ({h.size} B, {h.refs} refs)" for h in heapq.nlargest(5, held, key=lambda h: h.size))
+        return MemoryUnavailable(
+            f"{what}: {memory.used} of {memory.limit} bytes in use, {memory.dirty_bytes} dirty (at most "
+            f"{memory.dirty_limit}), {memory.stray_bytes} held by stray views; {len(held)} chunks are referenced"
+            f"{f', the largest: {most}' if most else ''}. Release handles, pass wait=seconds, or raise the budget"
+        )

@@ -1,0 +1,141 @@
+"""The table of handles: at most one per id, whoever asks.
+
+In the table are handles that are referenced, resident, waited for, or remembered as unavailable. The others cost nothing: a chunk
+that is not in memory has no Python object. A program may still hold the object of a handle that left the table; it is known
+weakly, and is the one that comes back when its id is asked for again.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from dstorage.errors import InvalidArgumentError, TooManyHandles, UsageError
+from dstorage.handle import Handle, HandleAlias, Status
+from dstorage.paging.memory import Memory
+from dstorage.paging.page import ABSENT
+from dstorage.record import MAX_ID
+
+if TYPE_CHECKING:
+    from dstorage.store import Store
+
+
+class HandleTable:
+    """The handles of one store.
+
+    Args:
+        store: Given to each handle.
+        memory: Gives up clean pages when there are too many handles.
+        max_handles: The limit, or None.
+        forget_outage: Called with a handle that leaves the table.
+    """
+
+    def __init__(
+        self, store: Store, memory: Memory, max_handles: int | None, forget_outage: Callable[[Handle], object]
+    ) -> None:
+        self._store = store
+        self._memory = memory
+        self._max_handles = max_handles
+        self._forget_outage = forget_outage
+        self.handles: dict[int, Handle] = {}
+        self._dropped: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+
+    def unbound(self) -> Handle:
+        """A handle that names no chunk yet (UNINITIALISED), with one reference; see `Handle.bind`."""
+        self._store.check_open()
+        handle = Handle(self._store)
+        handle.refs = 1
+        return handle
+
+    def new(self, id: int) -> Handle:
+        self._store.check_open()
+        if not isinstance(id, int) or not 0 < id <= MAX_ID:
+            raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
+        # Somebody may still hold the object of a handle that left the table: it is the one.
+        handle = self._dropped.pop(id, None) or Handle(self._store, id)
+        self.enter(handle)
+        handle.refs = 1
+        return handle
+
+    def enter(self, handle: Handle) -> None:
+        limit = self._max_handles
+        if limit is not None and len(self.handles) >= limit:
+            self._shrink_table(limit - 1)
+        self.handles[handle.id] = handle
+
+    def _shrink_table(self, target: int) -> None:
+        while len(self.handles) > target:
+            if not self._memory.evict_one("limit"):
+                idle = next(
+                    (h for h in self.handles.values() if not h.refs and h.place == ABSENT and not h.waiters), None
+                )
+                if idle is None:
+                    raise TooManyHandles(
+                        f"{len(self.handles)} handles are in use, all referenced or dirty: release some, commit, or raise "
+                        f"max_handles ({self._max_handles})"
+                    )
+                self.drop(idle)
+
+    def drop(self, handle: Handle) -> None:
+        """Take a handle with neither references nor contents out of the table."""
+        del self.handles[handle.id]
+        self._forget_outage(handle)
+        if handle.status is Status.TEMPORARILY_UNAVAILABLE:
+            handle.to(Status.NOT_RESOLVED)
+            handle.error = None
+        if handle.status is Status.NOT_RESOLVED:
+            self._dropped[handle.id] = handle
+
+    def revive(self, handle: Handle) -> None:
+        """Add the first reference to a handle that has none (for `Handle.acquire`)."""
+        self._store.check_open()
+        if handle.status is Status.UNINITIALISED:
+            raise UsageError("this handle names no chunk yet: bind() it to an id")
+        known = self.handles.get(handle.id)
+        if known is None:
+            self._dropped.pop(handle.id, None)
+            self.enter(handle)
+        elif known is not handle:
+            self._alias(handle, known)
+            known.acquire()
+            return
+        else:
+            handle.hot = True
+        handle.refs = 1
+
+    def last_release(self, handle: Handle) -> None:
+        """The last reference of a handle outside of the eviction order is gone (for `Handle.release`)."""
+        if handle.buffer is not None:
+            self._memory.released(handle)
+        elif handle.status is Status.NOT_RESOLVED or handle.status is Status.LOST or handle.status is Status.DELETED:
+            if self.handles.get(handle.id) is handle:
+                self.drop(handle)
+        # WAITING: its answer decides. TEMPORARILY_UNAVAILABLE: remembered until the next try.
+
+    def bind(self, handle: Handle, id: int) -> Handle:
+        """Let `handle` name `id` (for `Handle.bind`)."""
+        if handle.status is not Status.UNINITIALISED:
+            raise UsageError(f"handle {handle.id} is bound already")
+        if not isinstance(id, int) or not 0 < id <= MAX_ID:
+            raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
+        self._store.check_open()
+        known = self.handles.get(id) or self._dropped.get(id)
+        if known is None:
+            handle.id = id
+            handle.to(Status.NOT_RESOLVED)
+            if handle.refs:
+                self.enter(handle)
+            else:
+                self._dropped[id] = handle
+            return handle
+        refs = handle.refs
+        self._alias(handle, known)
+        for _ in range(refs):
+            known.acquire()
+        return known
+
+    @staticmethod
+    def _alias(handle: Handle, target: Handle) -> None:
+        handle.waiters = target  # type: ignore[assignment]  # the slot of an alias holds what it stands for
+        handle.__class__ = HandleAlias
