@@ -429,6 +429,27 @@ class Store:
             raise InvalidArgumentError(f"controller {name!r} is not loaded")
         return controller
 
+    async def compact(self, *, max_live_share: float = 0.5) -> int:
+        """Write anew what lies in regions of which at most `max_live_share` is in use, and commit, so that the regions
+        can be freed.
+
+        Returns:
+            How many chunks were rewritten.
+
+        Raises:
+            StoreFull: No room for the copies.
+            TemporarilyUnavailable: A controller cannot be reached now.
+        """
+        self.check_writable()
+        await self.commit()
+        moved = 0
+        for entry in self._registry.by_rank():
+            if entry.controller is not None:
+                places = await entry.controller.sparse_places(max_live_share)
+                moved += await self._mover.rewrite(places, entry)
+        await self.commit()
+        return moved
+
     async def migrate(self, ids: Iterable[int], *, to: str) -> int:
         """Move chunks to controller `to`; their ids stay, readers and writers are not disturbed.
 
@@ -477,6 +498,11 @@ class Store:
             commits=self._committer.commits,
             unavailable=len(self._outages),
         )
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes of chunk contents in memory now; cheaper than `stats`."""
+        return self._memory.used
 
     def info(self, id: int) -> ChunkInfo | None:
         """Where chunk `id` is, or None if there is no such chunk."""

@@ -78,6 +78,24 @@ class Mover:
                     moved += await self._move(index, part, target)
         return moved
 
+    async def rewrite(self, places: Iterable[tuple[int, Locator]], entry: Entry) -> int:
+        """Write the chunks that still are at these `places` of `entry` anew on it; returns how many were.
+
+        Raises:
+            As `move`.
+        """
+        current = (
+            (id, record)
+            for id, locator in places
+            if (record := self._index.get(id)) is not None
+            and record.controller == entry.index
+            and record.locator == locator
+        )
+        moved = 0
+        for part in _parts(current):
+            moved += await self._move(entry.index, part, entry)
+        return moved
+
     async def drain_volatile(self) -> None:
         """Move every chunk on a volatile controller to the fastest durable one with room.
 
@@ -160,12 +178,12 @@ class Mover:
         return explained
 
 
-def _parts(chunks: list[tuple[int, Record]]) -> Iterator[list[tuple[int, Record]]]:
+def _parts(chunks: Iterable[tuple[int, Record]]) -> Iterator[list[tuple[int, Record]]]:
     """Cut a list into parts of at most BATCH_BYTES (but at least one chunk)."""
     part: list[tuple[int, Record]] = []
     total = 0
     for id, record in chunks:
-        if part and total + record.locator.size > BATCH_BYTES:
+        if part and (total + record.locator.size > BATCH_BYTES or len(part) >= BATCH_CHUNKS):
             yield part
             part, total = [], 0
         part.append((id, record))

@@ -1,0 +1,50 @@
+"""The command line `dstorage`.
+
+Results go to standard output (as JSON with ``--json``), progress and errors to standard error. Exit codes: 0 done, 1 something
+is wrong with the store or an operation failed, 2 the command was called wrongly.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from dstorage.cli.demo import demo
+from dstorage.cli.store_commands import (
+    check,
+    compact,
+    controllers,
+    get,
+    init,
+    ls,
+    migrate,
+    put,
+    stat,
+)
+from dstorage.errors import DStorageError
+
+app = typer.Typer(
+    name="dstorage",
+    help="A memory-paging object store: far more data than memory, by 64-bit ids.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (demo, init, put, get, ls, stat, controllers, check, compact, migrate):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of the `dstorage` command."""
+    try:
+        app()
+    except DStorageError as error:
+        Console(stderr=True).print(f"[red]dstorage:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output has gone (`dstorage ls | head`): no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
