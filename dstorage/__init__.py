@@ -33,9 +33,10 @@ from dstorage.errors import (
 )
 from dstorage.events import Event, EventStream
 from dstorage.handle import Handle, Status
-from dstorage.opening import open  # noqa: A004 - reads well as dstorage.open
+from dstorage.info import ChunkInfo, ControllerInfo, Stats
+from dstorage.opening import open
 from dstorage.record import Locator
-from dstorage.store import ChunkInfo, ControllerInfo, Stats, Store
+from dstorage.store import Store
 
 __version__ = "0.1.0"
 

@@ -164,7 +164,7 @@ class Catalog:
 
     def next_id(self) -> int:
         """First id that was never handed out, as of the last reservation."""
-        return int(_ID.unpack(self._txn.get(b"next_id", db=self._meta))[0])
+        return int(_ID.unpack(self._txn.get(b"next_id", _ID.pack(1), db=self._meta))[0])
 
     def controllers(self) -> dict[int, dict[str, Any]]:
         """The list of controllers: index -> {name, kind, rank, settings, removed}."""

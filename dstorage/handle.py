@@ -20,7 +20,6 @@ from dstorage.errors import (
     Deleted,
     DStorageError,
     IllegalTransitionError,
-    Lost,
     NotResolvedError,
     OverReleaseError,
     TemporarilyUnavailable,

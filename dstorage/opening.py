@@ -76,7 +76,7 @@ class Opening:
         return store
 
 
-def open(  # noqa: A001 - reads well as dstorage.open
+def open(
     path: str | os.PathLike[str],
     *,
     budget: int | float | str = "25%",
@@ -88,7 +88,7 @@ def open(  # noqa: A001 - reads well as dstorage.open
     max_cached: int | None = None,
     read_only: bool = False,
     create: bool = True,
-    pressure: PressureMonitor | None | bool = True,
+    pressure: PressureMonitor | bool | None = True,
 ) -> Opening:
     """Open a store; make it if there is none::
 

@@ -152,6 +152,7 @@ class Resolver:
 
     @staticmethod
     def wait_for(handle: Handle, tell: Callable[[Handle], object]) -> None:
+        """Have `tell` called once, at the next answer, whatever it is."""
         if handle.waiters is None:
             handle.waiters = [tell]
         else:
@@ -171,6 +172,7 @@ class Resolver:
     # -- what paging tells --------------------------------------------------------------------------------------------
 
     def on_resolved(self, page: Page) -> None:
+        """The contents of a page have come."""
         assert isinstance(page, Handle)
         page.to(Status.RESOLVED)
         page.error = None
@@ -179,6 +181,7 @@ class Resolver:
         self.settle(page)
 
     def on_failed(self, page: Page, error: DStorageError) -> None:
+        """The contents of a page could not be had: lost, unavailable, or no memory."""
         assert isinstance(page, Handle)
         if isinstance(error, CorruptData):
             lost = Lost(str(error), id=page.id, controller=error.controller)
@@ -220,6 +223,7 @@ class Resolver:
             patient.tell(handle)
 
     def on_evicted(self, page: Page, reason: str) -> None:
+        """A page has left memory."""
         assert isinstance(page, Handle)
         page.to(Status.NOT_RESOLVED)
         if self._events.streams:

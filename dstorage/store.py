@@ -465,6 +465,11 @@ class Store:
         return await self._mover.move(ids, self.entry_named(to))
 
     def entry_named(self, name: str) -> Entry:
+        """The line of the list of controllers for `name`, for tools.
+
+        Raises:
+            InvalidArgumentError: There is none.
+        """
         entry = self._registry.by_name(name)
         if entry is None:
             known = ", ".join(repr(e.name) for e in self._registry) or "none"
@@ -472,6 +477,7 @@ class Store:
         return entry
 
     def discard(self, controller: int, places: list[tuple[int, Locator]]) -> None:
+        """Free places that nothing refers to any more, in the background (for the store's parts)."""
         entry = self._registry[controller]
         if entry is not None and entry.controller is not None and not self._closed:
             self.spawn(entry.controller.discard(places))
@@ -593,7 +599,7 @@ class Store:
                 await self._drain_scratch()
                 if self._index.changed or self._memory.dirty:
                     await self._committer.commit()
-        except BaseException as error:  # noqa: BLE001 - raised again below, after everything was given back
+        except BaseException as error:
             failure = error
         held = [handle for handle in self.table.handles.values() if handle.refs]
         self._closed = "the store is closed"
@@ -648,6 +654,7 @@ class Store:
         await self.close()
 
     def check_open(self) -> None:
+        """Raise `ClosedError` unless the store is open."""
         if self._closed is not None:
             raise ClosedError(f"{self._closed}: open it again")
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from dstorage.store import Store
 
 
+SETTLED = frozenset({Status.NOT_RESOLVED, Status.LOST, Status.DELETED})
+"""Without contents, and nothing is under way that would bring them."""
+
+
 class HandleTable:
     """The handles of one store.
 
@@ -49,6 +53,7 @@ class HandleTable:
         return handle
 
     def new(self, id: int) -> Handle:
+        """The handle for an id that is not in the table, with its first reference (for `Store.handle`)."""
         self._store.check_open()
         if not isinstance(id, int) or not 0 < id <= MAX_ID:
             raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
@@ -59,6 +64,11 @@ class HandleTable:
         return handle
 
     def enter(self, handle: Handle) -> None:
+        """Put a handle into the table.
+
+        Raises:
+            TooManyHandles: The table is full, and no handle can leave it.
+        """
         limit = self._max_handles
         if limit is not None and len(self.handles) >= limit:
             self._shrink_table(limit - 1)
@@ -108,9 +118,8 @@ class HandleTable:
         """The last reference of a handle outside of the eviction order is gone (for `Handle.release`)."""
         if handle.buffer is not None:
             self._memory.released(handle)
-        elif handle.status is Status.NOT_RESOLVED or handle.status is Status.LOST or handle.status is Status.DELETED:
-            if self.handles.get(handle.id) is handle:
-                self.drop(handle)
+        elif handle.status in SETTLED and self.handles.get(handle.id) is handle:
+            self.drop(handle)
         # WAITING: its answer decides. TEMPORARILY_UNAVAILABLE: remembered until the next try.
 
     def bind(self, handle: Handle, id: int) -> Handle:

@@ -50,9 +50,10 @@ def put(
     """Store files; prints the ids of each."""
     size = min(parse_bytes(chunk), parse_bytes(budget) // 4)
 
+    total = sum(Path(name).stat().st_size for name in files if name != "-" and Path(name).is_file())
+
     async def work() -> None:
         stored: list[dict[str, object]] = []
-        total = sum(Path(name).stat().st_size for name in files if name != "-" and Path(name).is_file())
         async with open_store(store, budget=budget) as opened:
             with Meter("storing", total or None, unit="bytes") as meter:
                 for name in files:

@@ -90,7 +90,8 @@ class PageIn:
 
     def begin(self, page: Page) -> None:
         """Bring the contents of `page` into memory; the answer comes through `on_resolved` or `on_failed`, perhaps
-        before this returns."""
+        before this returns.
+        """
         record = self._index.get(page.id)
         if record is None and self._refresh():
             record = self._index.get(page.id)
@@ -195,7 +196,7 @@ class PageIn:
             answers = await entry.controller.read([ReadRequest(page.id, record.locator) for page, record in batch])
             if len(answers) != len(batch):
                 raise ControllerUnavailable(f"it gave {len(answers)} answers to {len(batch)} reads")
-        except Exception as error:  # noqa: BLE001 - whatever a plug-in raises must reach those who wait
+        except Exception as error:
             answers = [error] * len(batch)
         except asyncio.CancelledError:
             for page, record in batch:

@@ -282,7 +282,7 @@ class WriteBack:
                 raise ControllerUnavailable(
                     f"controller {entry.name!r} gave {len(answers)} answers to {len(batch)} writes"
                 )
-        except Exception as error:  # noqa: BLE001 - whatever a plug-in raises must not lose the contents
+        except Exception as error:
             answers = [error] * len(batch)
         except asyncio.CancelledError:
             for write in batch:
