@@ -402,18 +402,19 @@ class HandleAlias(Handle):
         self.release()
 
     async def __aenter__(self) -> memoryview:
-        return await self._target().__aenter__()
+        return await _target(self).__aenter__()
 
     async def __aexit__(self, *details: object) -> None:
         self.release()
 
     def __await__(self) -> Generator[Any, None, memoryview]:
-        return self._target().__await__()
+        return _target(self).__await__()
 
     def __repr__(self) -> str:
         return repr(self.waiters)
 
-    def _target(self) -> Handle:
-        target = object.__getattribute__(self, "waiters")
-        assert isinstance(target, Handle)
-        return target
+
+def _target(alias: HandleAlias) -> Handle:
+    target = object.__getattribute__(alias, "waiters")
+    assert isinstance(target, Handle)
+    return target

@@ -1,0 +1,428 @@
+"""Handles: statuses, references, callbacks, edits."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+from conftest import settle
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dstorage
+from dstorage import (
+    Deleted,
+    IllegalTransitionError,
+    Lost,
+    MemoryUnavailable,
+    NotResolvedError,
+    OverReleaseError,
+    Status,
+    TemporarilyUnavailable,
+    UsageError,
+)
+from dstorage.handle import TRANSITIONS, Handle
+
+DATA = bytes(range(256)) * 16
+
+
+async def stored(store, data=DATA) -> int:
+    """A committed chunk that is not in memory."""
+    with await store.create(data) as handle:
+        id = handle.id
+    await store.commit()
+    evict(store)
+    return id
+
+
+def evict(store):
+    budget = store.stats().budget
+    store.set_budget(1)
+    store.set_budget(budget)
+
+
+@given(st.sampled_from(Status), st.sampled_from(Status))
+def test_only_listed_transitions_are_possible(before, after):
+    handle = Handle.__new__(Handle)
+    handle.id = 7
+    handle.status = before
+    if after in TRANSITIONS[before]:
+        handle.to(after)
+        assert handle.status is after
+    else:
+        with pytest.raises(IllegalTransitionError, match=f"handle 7 cannot go from {before.value} to {after.value}"):
+            handle.to(after)
+        assert handle.status is before
+
+
+def test_every_status_has_its_row_and_lost_and_deleted_never_come_back():
+    assert set(TRANSITIONS) == set(Status)
+    assert TRANSITIONS[Status.DELETED] == frozenset()
+    assert TRANSITIONS[Status.LOST] == {Status.DELETED}
+
+
+async def test_one_handle_per_id(store):
+    id = await stored(store)
+    first, second = store.handle(id), store.handle(id)
+    assert first is second
+    assert first.refs == 2
+    first.release()
+    second.release()
+
+
+async def test_a_handle_kept_after_its_release_is_the_one_that_comes_back(store):
+    id = await stored(store)
+    handle = store.handle(id)
+    handle.release()
+    again = store.handle(id)
+    assert again is handle
+    again.release()
+
+
+async def test_over_release_is_an_error_and_changes_nothing(store):
+    handle = await store.create(DATA)
+    handle.release()
+    with pytest.raises(OverReleaseError, match=f"handle {handle.id} "):
+        handle.release()
+    assert handle.refs == 0
+
+
+async def test_with_releases_and_async_with_resolves_and_releases(store):
+    id = await stored(store)
+    with store.handle(id) as handle:
+        assert handle.refs == 1
+        assert handle.status is Status.NOT_RESOLVED
+    assert handle.refs == 0
+    async with store.handle(id) as data:
+        assert data == DATA
+        assert data.readonly
+        assert handle.refs == 1
+    assert handle.refs == 0
+
+
+async def test_data_before_resolving_says_what_to_do(store):
+    id = await stored(store)
+    with store.handle(id) as handle, pytest.raises(NotResolvedError, match=f"handle {id} is not resolved: await it"):
+        _ = handle.data
+
+
+async def test_a_failing_resolve_in_async_with_leaves_no_reference(store):
+    with pytest.raises(Lost):
+        async with store.handle(12345):
+            pass
+    assert store.stats().handles == 0
+
+
+@pytest.mark.parametrize("id", [0, -1, 2**64, "7", None, 1.5])
+async def test_an_impossible_id_is_refused(store, id):
+    with pytest.raises(dstorage.InvalidArgumentError, match="is no chunk id"):
+        store.handle(id)
+
+
+async def test_an_unknown_id_is_lost(store):
+    with store.handle(999) as handle:
+        with pytest.raises(Lost, match="chunk 999 is lost: unknown id"):
+            await handle
+        assert handle.status is Status.LOST
+
+
+async def test_callbacks_come_once_each_from_the_loop_with_the_handle_referenced(store):
+    id = await stored(store)
+    handle = store.handle(id)
+    calls = []
+    for number in range(3):
+        handle.resolve(lambda h, number=number: calls.append((number, h, h.status, h.refs, bytes(h.data))))
+    assert calls == []
+    handle.release()
+    await settle()
+    while len(calls) < 3:
+        await asyncio.sleep(0.001)
+    assert [c[0] for c in calls] == [0, 1, 2]
+    assert all(c[1] is handle and c[2] is Status.RESOLVED and c[3] >= 1 and c[4] == DATA for c in calls)
+    assert handle.refs == 0
+
+
+async def test_a_callback_on_a_resolved_handle_is_not_reentrant(store):
+    with await store.create(DATA) as handle:
+        calls = []
+        handle.resolve(calls.append)
+        assert calls == []
+        await settle(2)
+        assert calls == [handle]
+
+
+async def test_an_exception_in_one_callback_goes_to_the_loop_and_disturbs_no_other(store):
+    id = await stored(store)
+    reported = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["exception"]))
+    done = asyncio.Event()
+
+    def bad(handle):
+        raise ZeroDivisionError
+
+    with store.handle(id) as handle:
+        handle.resolve(bad)
+        handle.resolve(lambda h: done.set())
+        await asyncio.wait_for(done.wait(), 5)
+    assert [type(error) for error in reported] == [ZeroDivisionError]
+    assert handle.refs == 0
+
+
+async def test_one_read_serves_all_who_wait_and_cancelling_one_harms_no_other(store, memory):
+    id = await stored(store)
+    memory.gate = asyncio.Event()
+    handle = store.handle(id)
+
+    async def reader():
+        return bytes(await handle)
+
+    tasks = [asyncio.create_task(reader()) for _ in range(5)]
+    await settle()
+    tasks[2].cancel()
+    await settle()
+    memory.gate.set()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [a for a in answers if a == DATA] == [DATA] * 4
+    assert isinstance(answers[2], asyncio.CancelledError)
+    assert memory.reads == [id]
+    handle.release()
+    assert handle.refs == 0
+
+
+async def test_cancelling_the_only_waiter_lets_the_read_finish(store, memory):
+    id = await stored(store)
+    memory.gate = asyncio.Event()
+    handle = store.handle(id)
+    task = asyncio.create_task(handle.get())
+    await settle()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    memory.gate.set()
+    await settle()
+    assert handle.status is Status.RESOLVED
+    handle.release()
+
+
+async def test_duplicate_handles_collapse_and_their_references_add_up(store):
+    id = await stored(store)
+    handle = store.handle(id)
+    other = store.unbound_handle()
+    assert other.status is Status.UNINITIALISED
+    other.acquire()
+    assert other.bind(id) is handle
+    assert handle.refs == 3
+    # The other object goes on working as a name for the one handle.
+    assert bytes(await other) == DATA
+    assert other == handle
+    assert other.status is Status.RESOLVED
+    assert other.data == DATA
+    other.release()
+    other.release()
+    assert handle.refs == 1
+    handle.release()
+
+
+async def test_binding_to_a_new_id_makes_it_the_one_handle(store):
+    id = await stored(store)
+    handle = store.unbound_handle()
+    with pytest.raises(UsageError, match="bind"):
+        await handle
+    assert handle.bind(id) is handle
+    assert store.handle(id) is handle
+    handle.release()
+    with pytest.raises(UsageError, match="bound already"):
+        handle.bind(id)
+    handle.release()
+
+
+async def test_edit_publishes_at_the_end_and_readers_keep_what_they_have(store):
+    with await store.create(DATA) as handle:
+        before = handle.data
+        with handle.edit() as buf:
+            buf[0] = 99
+            assert handle.data[0] == 0
+        assert before[0] == 0
+        assert handle.data[0] == 99
+        assert handle.dirty
+
+
+async def test_an_exception_discards_the_edit(store):
+    with await store.create(DATA) as handle:
+        used = store.stats().used
+        with pytest.raises(ZeroDivisionError), handle.edit() as buf:
+            buf[0] = 99
+            raise ZeroDivisionError
+        del buf
+        assert handle.data == DATA
+        assert store.stats().used == used
+        assert handle.refs == 1
+
+
+async def test_edit_of_a_chunk_not_in_memory_needs_async_with(store):
+    id = await stored(store)
+    with store.handle(id) as handle:
+        with pytest.raises(NotResolvedError), handle.edit():
+            pass
+        async with handle.edit() as buf:
+            buf[:5] = b"HELLO"
+    await store.commit()
+    evict(store)
+    async with store.handle(id) as data:
+        assert data == b"HELLO" + DATA[5:]
+
+
+async def test_edit_with_discard_starts_from_zeros(store):
+    with await store.create(DATA) as handle:
+        with handle.edit(discard=True) as buf:
+            assert bytes(buf) == bytes(len(DATA))
+        assert handle.data == bytes(len(DATA))
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000, 100_000])
+async def test_replace_changes_the_size_resident_or_not(store, size):
+    id = await stored(store)
+    for data in (b"a" * size, b"b" * (size // 2)):
+        with store.handle(id) as handle:
+            await handle.replace(data)
+            assert handle.status is Status.RESOLVED
+            assert handle.data == data
+        await store.commit()
+        evict(store)
+        async with store.handle(id) as got:
+            assert got == data
+        evict(store)
+
+
+async def test_replace_while_a_read_is_under_way_wins(store, memory):
+    id = await stored(store)
+    memory.gate = asyncio.Event()
+    handle = store.handle(id)
+    task = asyncio.create_task(handle.get())
+    await settle()
+    await handle.replace(b"newer")
+    assert bytes(await task) == b"newer"
+    memory.gate.set()
+    await settle()
+    assert handle.data == b"newer"
+    handle.release()
+    assert store.stats().used == 5
+
+
+async def test_delete_tells_those_who_wait_and_is_final(store, memory):
+    id = await stored(store)
+    memory.gate = asyncio.Event()
+    handle = store.handle(id)
+    task = asyncio.create_task(handle.get())
+    await settle()
+    handle.delete()
+    with pytest.raises(Deleted):
+        await task
+    memory.gate.set()
+    await settle()
+    assert handle.status is Status.DELETED
+    handle.delete()  # once more changes nothing
+    with pytest.raises(Deleted):
+        await handle.replace(b"x")
+    handle.release()
+    await store.commit()
+    assert list(store.ids()) == []
+    assert memory.medium.cells == {}
+    assert store.stats().used == 0
+    with pytest.raises(Lost):
+        async with store.handle(id):
+            pass
+
+
+async def test_deleting_what_does_not_exist_is_lost(store):
+    with store.handle(4711) as handle, pytest.raises(Lost):
+        handle.delete()
+
+
+async def test_flush_writes_one_chunk(store, memory):
+    with await store.create(DATA) as handle, await store.create(DATA) as other:
+        await handle.flush()
+        assert memory.writes == [handle.id]
+        assert not handle.dirty
+        assert other.dirty
+
+
+async def test_unavailable_is_remembered_until_the_next_try(store, memory):
+    id = await stored(store)
+    memory.read_error = dstorage.ControllerUnavailable("cable out")
+    with store.handle(id) as handle:
+        with pytest.raises(TemporarilyUnavailable, match=f"chunk {id} on controller 'memory': cable out") as caught:
+            await handle
+        assert handle.status is Status.TEMPORARILY_UNAVAILABLE
+        assert caught.value.id == id
+        assert caught.value.controller == "memory"
+        assert caught.value.retry_at > asyncio.get_running_loop().time()
+        with pytest.raises(TemporarilyUnavailable):
+            await handle
+        assert len(memory.reads) == 1
+        assert handle.retry_at == caught.value.retry_at
+
+
+async def test_those_who_asked_to_wait_are_told_the_moment_the_controller_returns(store, memory):
+    id = await stored(store)
+    memory.set_unavailable(True)
+    with store.handle(id) as handle:
+        seen = []
+        handle.resolve(lambda h: seen.append(h.status), wait=60)
+        task = asyncio.create_task(handle.get(wait=60))
+        await settle()
+        assert seen == []
+        memory.set_unavailable(False)
+        await settle()
+        assert bytes(await asyncio.wait_for(task, 1)) == DATA
+        assert seen == [Status.RESOLVED]
+
+
+async def test_those_who_did_not_ask_to_wait_are_told_at_once(store, memory):
+    id = await stored(store)
+    memory.set_unavailable(True)
+    seen = []
+    with store.handle(id) as handle:
+        handle.resolve(lambda h: seen.append(h.status))
+        await settle()
+        assert seen == [Status.TEMPORARILY_UNAVAILABLE]
+
+
+async def test_waiting_retries_with_backoff_and_ends_at_the_deadline(store, memory):
+    id = await stored(store)
+    memory.read_error = dstorage.ControllerUnavailable("cable out")
+    with store.handle(id) as handle:
+        with pytest.raises(TemporarilyUnavailable):
+            await handle.get(wait=0.3)
+    assert 2 <= len(memory.reads) <= 8
+
+
+async def test_no_memory_is_told_and_waiting_for_it_works(store):
+    id = await stored(store, bytes(600_000))
+    holder = await store.create(bytes(600_000))
+    await store.commit()
+    with store.handle(id) as handle:
+        with pytest.raises(MemoryUnavailable, match=rf"1 chunks are referenced, the largest: {holder.id} \(600000 B, 1 refs\)"):
+            await handle
+        waiting = asyncio.create_task(handle.get(wait=5))
+        await settle()
+        assert not waiting.done()
+        holder.release()
+        assert len(await waiting) == 600_000
+
+
+async def test_views_keep_bytes_that_left_and_are_counted_as_stray(store):
+    id = await stored(store)
+    handle = store.handle(id)
+    view = (await handle)[10:20]
+    handle.release()
+    evict(store)
+    assert handle.status is Status.NOT_RESOLVED
+    assert view == DATA[10:20]
+    assert store.stats().stray == len(DATA)
+    assert store.stats().used == len(DATA)
+    del view
+    gc.collect()
+    assert store.stats().stray == 0
+    assert store.stats().used == 0
