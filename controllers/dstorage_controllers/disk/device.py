@@ -1,0 +1,236 @@
+"""The file system as the disk controller sees it: the one seam between its logic and the operating system.
+
+Every call here may block and is plain: no state but the open descriptors, errors are `OSError`. Tests put a recording
+or a faulty device in its place (`dstorage.testing.power`); platforms without positioned or vectored I/O, without
+`RWF_NOWAIT` or without hole punching are served by the fallbacks below, which are chosen by what `os` offers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+Writable = bytearray | memoryview
+
+IOV_MAX = 1024
+"""Buffers that one vectored call takes, on every system that has one (POSIX promises 16, all of ours have 1024)."""
+
+_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+_NETWORK_TYPES = ("nfs", "cifs", "smb", "ceph", "gluster", "9p", "afs", "lustre", "fuse.sshfs", "glusterfs", "ncpfs")
+
+
+def _find_fallocate() -> Callable[[int, int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    function = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if function is None:
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    function.restype = ctypes.c_int
+    call: Callable[[int, int, int, int], int] = function
+    return call
+
+
+_fallocate = _find_fallocate()
+
+
+class Device:
+    """The operating system's file calls.
+
+    Args:
+        punch: False forces hole punching off.
+        nowait: False forces `RWF_NOWAIT` off.
+        vectored: False forces the seek-and-read fallback of systems without `preadv`.
+    """
+
+    def __init__(self, *, punch: bool = True, nowait: bool = True, vectored: bool = True) -> None:
+        self._punch = punch and _fallocate is not None
+        self._nowait_flag = getattr(os, "RWF_NOWAIT", 0) if nowait else 0
+        self._vectored = vectored and hasattr(os, "preadv") and hasattr(os, "pwritev")
+        self._seeking = threading.Lock()
+
+    @property
+    def can_punch(self) -> bool:
+        """Whether `punch` has a chance; it turns False for good when the file system refuses."""
+        return self._punch
+
+    @property
+    def can_read_nowait(self) -> bool:
+        """Whether `preadv(nowait=True)` has a chance; it turns False for good when the file system refuses."""
+        return self._nowait_flag != 0 and self._vectored
+
+    def make_directory(self, path: Path) -> None:
+        """Create `path` and its missing parents, durably and for this user alone."""
+        if path.is_dir():
+            return
+        self.make_directory(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
+        self.sync_directory(path.parent)
+
+    def list_directory(self, path: Path) -> list[str]:
+        """Names in `path`; empty if there is no such directory."""
+        try:
+            return [entry.name for entry in path.iterdir()]
+        except FileNotFoundError:
+            return []
+
+    def open(self, path: Path, *, create: bool = False, write: bool = True) -> int:
+        """Open a file; `create` wants it not to exist yet."""
+        flags = os.O_RDWR if write else os.O_RDONLY
+        if create:
+            flags |= os.O_CREAT | os.O_EXCL
+        flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+        fd = os.open(path, flags, 0o600)
+        if hasattr(os, "posix_fadvise"):
+            # Chunks are read whole and in an order the kernel cannot know: reading ahead of them wastes the cache.
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        return fd
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor."""
+        os.close(fd)
+
+    def size(self, path: Path) -> int:
+        """Length of a file in bytes."""
+        return path.stat().st_size
+
+    def allocated(self, path: Path) -> int:
+        """Bytes of disk a file takes; its length where the system does not say."""
+        found = path.stat()
+        blocks: int | None = getattr(found, "st_blocks", None)
+        return found.st_size if blocks is None else blocks * 512
+
+    def preadv(self, fd: int, buffers: Sequence[Writable], offset: int, *, nowait: bool = False) -> int:
+        """Read into `buffers`, at most `IOV_MAX` of them; may read less than asked for.
+
+        Raises:
+            BlockingIOError: `nowait`, and the bytes are not in the page cache (or this system cannot tell).
+        """
+        if nowait:
+            if not self.can_read_nowait:
+                raise BlockingIOError(errno.EAGAIN, "reading without waiting is not to be had here")
+            try:
+                return os.preadv(fd, buffers, offset, self._nowait_flag)
+            except OSError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    self._nowait_flag = 0
+                    raise BlockingIOError(errno.EAGAIN, "this file system cannot read without waiting") from error
+                raise
+        if self._vectored:
+            return os.preadv(fd, buffers, offset)
+        with self._seeking:
+            os.lseek(fd, offset, os.SEEK_SET)
+            done = 0
+            for buffer in buffers:
+                piece = os.read(fd, len(buffer))
+                buffer[: len(piece)] = piece
+                done += len(piece)
+                if len(piece) < len(buffer):
+                    break
+            return done
+
+    def pwritev(self, fd: int, buffers: Sequence[bytes | Writable], offset: int) -> int:
+        """Write `buffers`, at most `IOV_MAX` of them; may write less than asked for."""
+        if self._vectored:
+            return os.pwritev(fd, buffers, offset)
+        with self._seeking:
+            os.lseek(fd, offset, os.SEEK_SET)
+            done = 0
+            for buffer in buffers:
+                written = os.write(fd, buffer)
+                done += written
+                if written < len(buffer):
+                    break
+            return done
+
+    def sync(self, fd: int) -> None:
+        """Make a file's bytes and length durable."""
+        if sys.platform == "darwin":
+            import fcntl
+
+            # fsync leaves the bytes in the drive's own cache there.
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        elif hasattr(os, "fdatasync"):
+            os.fdatasync(fd)
+        else:
+            os.fsync(fd)
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the names in a directory durable (where directories can be opened; elsewhere the system does it)."""
+        if sys.platform == "win32":
+            return
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def punch(self, fd: int, offset: int, length: int) -> bool:
+        """Give the space of a byte range back to the file system; False where it cannot."""
+        if not self._punch or _fallocate is None:
+            return False
+        if _fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, length) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+            self._punch = False
+            return False
+        raise OSError(code, os.strerror(code))
+
+    def truncate(self, path: Path, length: int) -> None:
+        """Cut a file down to `length` bytes."""
+        os.truncate(path, length)
+
+    def unlink(self, path: Path) -> None:
+        """Delete a file; that it is gone already is as good."""
+        path.unlink(missing_ok=True)
+
+    def will_need(self, fd: int, offset: int, length: int) -> None:
+        """Ask the kernel to start reading a range, where it takes such hints."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def drop_cache(self, fd: int, offset: int, length: int) -> None:
+        """Forget the cached (clean) pages of a range, where the kernel takes such hints."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def available(self, path: Path) -> int | None:
+        """Bytes an ordinary user may still write on the file system of `path`; None where it is not to be had."""
+        if not hasattr(os, "statvfs"):
+            return None
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
+
+    def network_type(self, path: Path) -> str | None:
+        """Type of the network file system `path` is on, from /proc/self/mountinfo; None for a local one or unknown."""
+        try:
+            lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+        except OSError:
+            return None
+        return network_type(lines, path.resolve())
+
+
+def network_type(mountinfo: Sequence[str], path: Path) -> str | None:
+    """Type of the network file system that holds `path`, or None.
+
+    Args:
+        mountinfo: Lines of proc_pid_mountinfo(5).
+        path: Absolute, without symbolic links.
+    """
+    best, found = -1, None
+    for line in mountinfo:
+        head, _, tail = line.partition(" - ")
+        fields = head.split()
+        if len(fields) < 5 or not tail:
+            continue
+        mount = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+        if len(mount) >= best and path.is_relative_to(mount):
+            best, found = len(mount), tail.split()[0]
+    return found if found is not None and found.startswith(_NETWORK_TYPES) else None
