@@ -216,7 +216,8 @@ class WriteBack:
 
     def _feed_background(self) -> None:
         memory = self._memory
-        enough = memory.dirty_limit * BACKGROUND_SHARE
+        # Somebody who waits may need more than the other half.
+        enough = 0 if memory.wanted else memory.dirty_limit * BACKGROUND_SHARE
         excess = min(memory.dirty_bytes - enough, BATCH_BYTES)
         if excess <= 0:
             return
