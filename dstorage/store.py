@@ -574,7 +574,7 @@ class Store:
         if options.commit_interval is not None and not options.read_only:
             self.spawn(self._commit_now_and_then(options.commit_interval))
         if options.pressure is not None:
-            self.spawn(options.pressure.run(self.on_pressure))
+            self.spawn(options.pressure.run(lambda: (self._memory.used, self._budget), self.on_pressure))
 
     async def _load_listed(self, entry: Entry) -> None:
         """Load what the list names; what cannot be is unavailable, which is no reason not to open the rest."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -122,10 +122,9 @@ def ls(store: StorePath, json: AsJson = False) -> None:
                 print_json([asdict(info) for id in opened.ids() if (info := opened.info(id)) is not None])
                 return
             # Line by line: a store may list more chunks than a table in memory could.
-            with closing(opened.ids()) as all_ids:
-                for id in all_ids:
-                    if (info := opened.info(id)) is not None:
-                        typer.echo(f"{info.id}\t{info.size}\t{info.controller}")
+            for id in opened.ids():
+                if (info := opened.info(id)) is not None:
+                    typer.echo(f"{info.id}\t{info.size}\t{info.controller}")
 
     run(work())
 

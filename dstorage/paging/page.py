@@ -35,9 +35,12 @@ class Page:
         place: The container it is in.
         refs: References held.
         buffer: The contents (`bytes`, or a read-only memoryview over a private `bytearray`), or None.
+        queue: The eviction policy's own: in which of its queues the page is.
+        before: The policy's own: neighbour in that queue.
+        after: The policy's own: neighbour in that queue.
     """
 
-    __slots__ = ("__weakref__", "buffer", "dirty", "hot", "id", "place", "refs", "size")
+    __slots__ = ("__weakref__", "after", "before", "buffer", "dirty", "hot", "id", "place", "queue", "refs", "size")
 
     def __init__(self, id: int) -> None:
         self.id = id
@@ -45,6 +48,9 @@ class Page:
         self.hot = False
         self.dirty = False
         self.place = ABSENT
+        self.queue = 0
+        self.before: Page | None = None
+        self.after: Page | None = None
         self.refs = 0
         self.buffer: bytes | memoryview | None = None
 

@@ -1,0 +1,234 @@
+"""Memory pressure: how much of its budget a store may use now.
+
+A `PressureSource` samples the machine; `PressureMonitor.evaluate` turns a sample into what is allowed. Two watermarks on what
+is still available (of the machine, or of the control group that holds this process, whichever is scarcer):
+
+* below *low* (default 10 %), the allowed bytes are what is in use now less what is missing up to the mark;
+* below *critical* (default 3 %), or when tasks were stalled on memory for a large share of the last ten seconds (PSI), everything
+  unreferenced leaves at once.
+
+Above low, the allowance grows back by an eighth of the budget a sample, so that it does not swing. Worked example: 16 GiB of
+memory, low mark 1.6 GiB, a budget of 4 GiB. Available falls to 1.1 GiB: 0.5 GiB is missing, so 3.5 GiB are allowed; the store
+evicts 0.5 GiB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+LOW_SHARE = 0.10
+CRITICAL_SHARE = 0.03
+STALLED_PERCENT = 20.0
+"""PSI "full" over ten seconds that counts as critical: so much of the time nobody got anywhere for lack of memory."""
+INTERVAL_S = 1.0
+GROW_SHARE = 1 / 8
+
+_UNLIMITED = 2**60
+_CGROUP2 = Path("/sys/fs/cgroup")
+_CGROUP1 = Path("/sys/fs/cgroup/memory")
+
+
+@dataclass(frozen=True, slots=True)
+class PressureSample:
+    """What was measured; sizes in bytes.
+
+    Attributes:
+        total: Memory this process may use: the machine's, or its control group's limit where that is lower.
+        available: Of that, what can be had without swapping; reclaimable file cache counts as available.
+        rss: Resident memory of this process.
+        stalled: PSI memory "full avg10" in percent, or None where there is none.
+    """
+
+    total: int
+    available: int
+    rss: int
+    stalled: float | None = None
+
+
+class PressureSource(Protocol):
+    """Where samples come from."""
+
+    def sample(self) -> PressureSample:
+        """Measure now; must not block."""
+
+
+class Level(enum.Enum):
+    """How short memory is."""
+
+    NORMAL = "normal"
+    LOW = "low"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """What a store has to do.
+
+    Attributes:
+        level: How short memory is.
+        allowed_bytes: At most so many bytes of chunk contents now.
+    """
+
+    level: Level
+    allowed_bytes: int
+
+
+class SystemPressure:
+    """Samples this machine: psutil everywhere; on Linux also the control group (v1 or v2) and PSI."""
+
+    def __init__(self, *, cgroup2: Path = _CGROUP2, cgroup1: Path = _CGROUP1, proc: Path = Path("/proc")) -> None:
+        self._process = psutil.Process()
+        self._proc = proc
+        self._page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+        self._groups = _groups(cgroup2, cgroup1, proc)
+
+    def sample(self) -> PressureSample:
+        """Measure now."""
+        machine = psutil.virtual_memory()
+        total, available = machine.total, machine.available
+        for limit_file, usage_file, stat_file, reclaimable in self._groups:
+            limit, usage = _number(limit_file), _number(usage_file)
+            if limit is None or usage is None or limit >= _UNLIMITED:
+                continue
+            # Pages of files that the kernel can drop at once are not in anybody's way.
+            usage -= min(usage, _field(stat_file, reclaimable))
+            total = min(total, limit)
+            available = min(available, max(0, limit - usage))
+        return PressureSample(total, available, self._rss(), self._stalled())
+
+    def _rss(self) -> int:
+        try:
+            return int((self._proc / "self" / "statm").read_bytes().split()[1]) * self._page
+        except (OSError, ValueError, IndexError):
+            return int(self._process.memory_info().rss)
+
+    def _stalled(self) -> float | None:
+        try:
+            text = (self._proc / "pressure" / "memory").read_text()
+            full = next(line for line in text.splitlines() if line.startswith("full"))
+            return float(full.split("avg10=")[1].split()[0])
+        except (OSError, ValueError, IndexError, StopIteration):
+            return None
+
+
+def memory_total() -> int:
+    """Bytes this process may use: the machine's memory, or its control group's limit where that is lower."""
+    return SystemPressure().sample().total
+
+
+class PressureMonitor:
+    """Watches a source and says what is allowed.
+
+    Args:
+        source: Where samples come from; this machine by default.
+        low_share: Of total memory: less than that available is low.
+        critical_share: Of total memory: less than that available is critical.
+        interval: Seconds between samples.
+    """
+
+    def __init__(
+        self,
+        source: PressureSource | None = None,
+        *,
+        low_share: float = LOW_SHARE,
+        critical_share: float = CRITICAL_SHARE,
+        interval: float = INTERVAL_S,
+    ) -> None:
+        self._source = source or SystemPressure()
+        self._low_share = low_share
+        self._critical_share = critical_share
+        self._interval = interval
+        self._allowed: int | None = None
+
+    def evaluate(self, sample: PressureSample, *, used: int, budget: int) -> Pressure:
+        """What `sample` means for a store that uses `used` of its `budget` bytes."""
+        low = int(sample.total * self._low_share)
+        critical = int(sample.total * self._critical_share)
+        before = budget if self._allowed is None else min(self._allowed, budget)
+        if sample.available < critical or (sample.stalled or 0.0) >= STALLED_PERCENT:
+            level = Level.CRITICAL
+            allowed = min(before, max(0, used - (low - sample.available)))
+        elif sample.available < low:
+            level = Level.LOW
+            allowed = min(before, max(0, used - (low - sample.available)))
+        else:
+            level = Level.NORMAL
+            # Not more than is there above the mark, so that growing does not bring the pressure back.
+            allowed = min(budget, before + int(budget * GROW_SHARE), used + sample.available - low)
+            allowed = max(allowed, min(before, used))
+        self._allowed = allowed
+        return Pressure(level, max(1, allowed))
+
+    async def run(self, used: Callable[[], tuple[int, int]], on_change: Callable[[Pressure], None]) -> None:
+        """Sample for ever; the store that owns this ends it.
+
+        Args:
+            used: Gives (bytes used, budget).
+            on_change: Called with what is allowed whenever that changes.
+        """
+        last: Pressure | None = None
+        while True:
+            in_use, budget = used()
+            now = self.evaluate(self._source.sample(), used=in_use, budget=budget)
+            if now != last:
+                on_change(now)
+                last = now
+            await asyncio.sleep(self._interval)
+
+
+_Group = tuple[Path, Path, Path, str]
+
+
+def _groups(cgroup2: Path, cgroup1: Path, proc: Path) -> list[_Group]:
+    """Files of the control groups that hold this process, the innermost first: limit, usage, statistics, reclaimable field."""
+    found: list[_Group] = []
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            base, files = cgroup2, ("memory.max", "memory.current", "memory.stat", "inactive_file")
+        elif "memory" in controllers.split(","):
+            base, files = (
+                cgroup1,
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"),
+            )
+        else:
+            continue
+        group = base / name.lstrip("/")
+        while True:
+            if (group / files[0]).exists():
+                found.append((group / files[0], group / files[1], group / files[2], files[3]))
+            if group == base or base not in group.parents:
+                break
+            group = group.parent
+    return found
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+        return _UNLIMITED if text == "max" else int(text)
+    except (OSError, ValueError):
+        return None
+
+
+def _field(path: Path, name: str) -> int:
+    try:
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    except (OSError, ValueError):
+        pass
+    return 0
