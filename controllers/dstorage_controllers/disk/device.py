@@ -86,11 +86,7 @@ class Device:
         if create:
             flags |= os.O_CREAT | os.O_EXCL
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
-        fd = os.open(path, flags, 0o600)
-        if hasattr(os, "posix_fadvise"):
-            # Chunks are read whole and in an order the kernel cannot know: reading ahead of them wastes the cache.
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-        return fd
+        return os.open(path, flags, 0o600)
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""

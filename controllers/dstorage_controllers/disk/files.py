@@ -1,0 +1,228 @@
+"""The files of segments: descriptors shared by threads, and reads and writes that are whole or say why not.
+
+Descriptors are opened by whichever thread needs one, and closed when nobody uses them: on the loop when too many are
+open, or by the last user of a deleted segment. So a read on the loop, which takes no part in the counting, never meets
+a descriptor that was closed (and given to another file) under it.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dstorage_controllers.disk import layout
+from dstorage_controllers.disk.device import IOV_MAX, Device
+from dstorage_controllers.disk.layout import ENTRY_BYTES, Committed
+
+OPEN_FILES = 256
+"""Descriptors kept open at most when nobody reads; a quarter of the usual limit of a process."""
+
+
+class Segment:
+    """One segment file.
+
+    Attributes:
+        number: Names the file; never used twice by one controller.
+        slots: Length of its table.
+        tail: Where the next extent goes.
+        next_slot: Of its table.
+        live: Stored bytes not discarded yet, answered or about to be.
+        committed: As of the last commit, None if no commit refers to it.
+        sealed: Nothing will be appended any more.
+        missing: The file was not there when the log was loaded.
+        gone: Dead: no longer in the log, its file about to be deleted.
+        fd: Descriptor, or -1.
+        users: Threads that use `fd` now.
+        touched: When it was last used, by a count of all uses.
+        durable: (tail, next_slot) up to which the last good sync reached.
+        doubtful: A sync failed: what it left behind has to be written again before another one can be believed.
+    """
+
+    __slots__ = (
+        "committed",
+        "doubtful",
+        "durable",
+        "fd",
+        "gone",
+        "live",
+        "missing",
+        "next_slot",
+        "number",
+        "sealed",
+        "slots",
+        "tail",
+        "touched",
+        "users",
+    )
+
+    def __init__(self, number: int, slots: int, committed: Committed | None = None) -> None:
+        self.number = number
+        self.slots = slots
+        self.tail = slots * ENTRY_BYTES if committed is None else committed.tail
+        self.next_slot = 1 if committed is None else committed.next_slot
+        self.live = 0 if committed is None else committed.live
+        self.committed = committed
+        self.sealed = False
+        self.missing = False
+        self.gone = False
+        self.fd = -1
+        self.users = 0
+        self.touched = 0
+        self.durable = (self.tail, self.next_slot)
+        self.doubtful = False
+
+    @property
+    def start(self) -> int:
+        """Offset of the first extent."""
+        return self.slots * ENTRY_BYTES
+
+
+class SegmentFiles:
+    """The segment files in one directory.
+
+    Args:
+        device: The file system.
+        directory: Where they are.
+        read_only: Open them for reading only.
+    """
+
+    def __init__(self, device: Device, directory: Path, *, read_only: bool) -> None:
+        self.device = device
+        self.directory = directory
+        self._write = not read_only
+        self._lock = threading.Lock()
+        """Guards descriptors and their counts; never held over I/O."""
+        self._uses = 0
+        self._open = 0
+
+    def path(self, number: int) -> Path:
+        """Where the file of a segment is."""
+        return self.directory / layout.file_name(number)
+
+    def create(self, segment: Segment) -> None:
+        """Blocking: create the file of a segment that nobody else knows yet."""
+        segment.fd = self.device.open(self.path(segment.number), create=True)
+        with self._lock:
+            self._open += 1
+
+    @contextmanager
+    def using(self, segment: Segment) -> Iterator[int]:
+        """Blocking: a descriptor that stays open inside the `with`.
+
+        Raises:
+            FileNotFoundError: The segment was deleted, or its file is missing.
+            OSError: From the device.
+        """
+        with self._lock:
+            if segment.gone:
+                raise FileNotFoundError(errno.ENOENT, "the segment was deleted", str(self.path(segment.number)))
+            segment.users += 1
+            self._uses += 1
+            segment.touched = self._uses
+            fd = segment.fd
+        try:
+            yield fd if fd >= 0 else self._open_file(segment)
+        finally:
+            with self._lock:
+                segment.users -= 1
+                fd = self._take_gone(segment)
+            if fd >= 0:
+                self.device.close(fd)
+
+    def _open_file(self, segment: Segment) -> int:
+        fd = self.device.open(self.path(segment.number), write=self._write)
+        with self._lock:
+            if segment.fd < 0:
+                segment.fd = fd
+                self._open += 1
+                return fd
+            theirs = segment.fd
+        self.device.close(fd)
+        return theirs
+
+    def close_surplus(self, segments: Iterable[Segment]) -> None:
+        """On the loop: close the descriptors used longest ago when too many are open."""
+        if self._open <= OPEN_FILES:
+            return
+        for segment in sorted((s for s in segments if s.fd >= 0), key=lambda s: s.touched):
+            with self._lock:
+                if self._open <= OPEN_FILES:
+                    return
+                if segment.users:
+                    continue
+                fd, segment.fd = segment.fd, -1
+                self._open -= 1
+            self.device.close(fd)
+
+    def close(self, segments: Iterable[Segment]) -> None:
+        """Close all descriptors. No thread may be at work any more."""
+        for segment in segments:
+            if segment.fd >= 0:
+                self.device.close(segment.fd)
+                segment.fd = -1
+        self._open = 0
+
+    def doom(self, segment: Segment) -> None:
+        """On the loop: let nobody open a segment again that was taken out of the log."""
+        with self._lock:
+            segment.gone = True
+
+    def delete(self, segment: Segment) -> None:
+        """Blocking: delete the file of a doomed segment; who still reads it keeps its descriptor."""
+        with self._lock:
+            fd = self._take_gone(segment)
+        if fd >= 0:
+            self.device.close(fd)
+        self.device.unlink(self.path(segment.number))
+
+    def _take_gone(self, segment: Segment) -> int:
+        """With the lock held: the descriptor to close if a doomed segment's last user has left, else -1."""
+        if not segment.gone or segment.users or segment.fd < 0:
+            return -1
+        fd, segment.fd = segment.fd, -1
+        self._open -= 1
+        return fd
+
+
+def read_exactly(device: Device, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> bool:
+    """Blocking: fill `buffers` (at most `IOV_MAX`); False if the file ends before."""
+    done = device.preadv(fd, buffers, offset)
+    if done == sum(len(buffer) for buffer in buffers):
+        return True
+    # Cut short by a signal, by the 2 GiB that one call takes, or by the end of the file.
+    for buffer in buffers:
+        view = memoryview(buffer)
+        at = min(done, len(view))
+        done -= at
+        while at < len(view):
+            more = device.preadv(fd, [view[at:]], offset + at)
+            if more == 0:
+                return False
+            at += more
+        offset += len(view)
+    return True
+
+
+def write_all(
+    device: Device, fd: int, buffers: Iterable[bytes | bytearray | memoryview], offset: int
+) -> tuple[int, OSError | None]:
+    """Blocking: write `buffers` at `offset`; returns where it ended, and why if that is short of the end."""
+    left = [memoryview(buffer).cast("B") for buffer in buffers]
+    first = 0
+    while first < len(left):
+        try:
+            done = device.pwritev(fd, left[first : first + IOV_MAX], offset)
+        except OSError as error:
+            return offset, error
+        if done == 0:
+            return offset, OSError(errno.EIO, "the system wrote nothing")
+        offset += done
+        while first < len(left) and done >= len(left[first]):
+            done -= len(left[first])
+            first += 1
+        if done:
+            left[first] = left[first][done:]
+    return offset, None
