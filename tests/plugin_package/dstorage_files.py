@@ -13,7 +13,7 @@ import contextlib
 import errno
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -65,7 +65,7 @@ class FilesController(Controller):
         self._sizes: dict[int, int] = {}
         self._used = 0
         self._next = 1
-        self._disk_full = False
+        self._full = False
         self._committed_bytes = 0
         self._planned_bytes = 0
         self._status_changed: Callable[[], None] = lambda: None
@@ -82,9 +82,8 @@ class FilesController(Controller):
 
     @property
     def status(self) -> ControllerStatus:
-        """FULL at the capacity, and from ENOSPC until something is freed."""
-        full = self._disk_full or (self._capacity is not None and self._used >= self._capacity)
-        return ControllerStatus.FULL if full else ControllerStatus.OK
+        """FULL from the first refusal until something is freed."""
+        return ControllerStatus.FULL if self._full else ControllerStatus.OK
 
     def space(self) -> Space:
         """The capacity, and the bytes of all files."""
@@ -140,47 +139,53 @@ class FilesController(Controller):
     async def write(self, requests: Sequence[WriteRequest]) -> list[Locator | Exception]:
         """Write each chunk to a new file; the old one stays until `discard`: that is the copy-on-write of the contract."""
         was = self.status
+        refused: dict[int, Locator | Exception] = {}
+        accepted: dict[int, WriteRequest] = {}
         numbers = range(self._next, self._next + len(requests))
         self._next = numbers.stop
+        # Room is set aside here, on the loop, because several batches may be under way.
+        for number, (id, data) in zip(numbers, requests, strict=True):
+            if self._capacity is not None and self._used + len(data) > self._capacity:
+                refused[number] = ControllerFull(f"controller {self.name!r} has no room for chunk {id} ({len(data)} B)")
+            else:
+                accepted[number] = WriteRequest(id, data)
+                self._sizes[number] = len(data)
+                self._used += len(data)
         try:
-            answers = await self._run(
-                lambda: [self._write(number, id, data) for number, (id, data) in zip(numbers, requests, strict=True)]
-            )
+            answers = refused | await self._run(self._write, accepted)
         except asyncio.CancelledError:
             # Nobody will ever name these files; there is one thread, so this comes after the writes.
-            self._start(self._unlink, list(numbers))
+            self._start(self._unlink, list(accepted))
+            self._forget(accepted)
             raise
-        for number, answer in zip(numbers, answers, strict=True):
-            if isinstance(answer, Locator):
-                self._sizes[number] = answer.size
-                self._used += answer.size
+        self._forget(number for number in accepted if isinstance(answers[number], Exception))
+        self._full = self._full or any(isinstance(answer, ControllerFull) for answer in answers.values())
         self._tell(was)
-        return answers
+        return [answers[number] for number in numbers]
 
-    def _write(self, number: int, id: int, data: Buffer) -> Locator | Exception:
-        size = len(data)
-        if self._capacity is not None and self._used + size > self._capacity:
-            return ControllerFull(f"controller {self.name!r}: chunk {id} ({size} bytes) exceeds the capacity")
-        try:
-            with self._file(number).open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            self._unlink([number])
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                self._disk_full = True
-                return ControllerFull(f"controller {self.name!r}: {error}")
-            return ControllerUnavailable(f"controller {self.name!r} cannot write chunk {id}: {error}; ask again")
-        return Locator(size, number, _checksum(id, data))
+    def _write(self, chunks: Mapping[int, WriteRequest]) -> dict[int, Locator | Exception]:
+        answers: dict[int, Locator | Exception] = {}
+        for number, (id, data) in chunks.items():
+            try:
+                with self._file(number).open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                answers[number] = Locator(len(data), number, _checksum(id, data))
+            except OSError as error:
+                self._unlink([number])
+                no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                kind = ControllerFull if no_room else ControllerUnavailable
+                answers[number] = kind(f"controller {self.name!r} cannot write chunk {id}: {error}")
+        return answers
 
     async def discard(self, locators: Sequence[tuple[int, Locator]]) -> None:
         """Delete files that no commit refers to any more."""
         was = self.status
         numbers = [locator.b for _, locator in locators]
         await self._run(self._unlink, numbers)
-        self._used -= sum(self._sizes.pop(number, 0) for number in numbers)
-        self._disk_full = False
+        self._forget(numbers)
+        self._full = False
         self._tell(was)
 
     def _unlink(self, numbers: Sequence[int]) -> None:
@@ -222,6 +227,9 @@ class FilesController(Controller):
         return self._committed_bytes
 
     # -- private ------------------------------------------------------------------------------------------------------
+
+    def _forget(self, numbers: Iterable[int]) -> None:
+        self._used -= sum(self._sizes.pop(number, 0) for number in numbers)
 
     def _file(self, number: int) -> Path:
         return self._directory / str(number)
