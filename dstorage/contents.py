@@ -121,6 +121,7 @@ class Contents:
         if controller is not None:
             self._writeback.pinned[handle.id] = controller
         self._memory.insert(handle, bytes(data) if isinstance(data, int) else _copy(data), dirty=True)
+        self._memory.settled(handle)
         self._writeback.dirtied()
         if self._events.streams:
             self._events.emit("created", handle.id)
@@ -174,6 +175,7 @@ class Contents:
             handle.to(Status.RESOLVED)
             handle.error = None
             self._resolver.settle(handle)
+            self._memory.settled(handle)
         self._writeback.dirtied()
 
     def drop_reserved(self, size: int) -> None:

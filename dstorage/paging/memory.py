@@ -133,15 +133,16 @@ class Memory:
             page.dirty = True
             self.dirty[page] = None
         self._policy.insert(page)
-        if self._max_cached is not None and len(self._policy) > self._max_cached:
+
+    def settled(self, page: Page) -> None:
+        """Everybody knows that an inserted page is resident: now limits may make it leave again."""
+        if page.place != IN_ORDER:
+            return
+        if self.critical:
+            self._policy.remove(page)
+            self._retire(page)
+        elif self._max_cached is not None and len(self._policy) > self._max_cached:
             self._trim_cached()
-        elif self.critical:
-            if page.refs:
-                self._policy.remove(page)
-                self._park(page)
-            elif not dirty:
-                self._policy.remove(page)
-                self._leave(page, "critical")
 
     def replace(self, page: Page, buffer: bytes | memoryview) -> None:
         """Make `buffer` the new, dirty contents of a resident page; its bytes are reserved as dirty already."""
@@ -197,16 +198,13 @@ class Memory:
         """The last reference on a resident page outside of the order is gone."""
         if page.place == PARKED:
             self._parked -= 1
-            if self.critical and not page.dirty:
-                self._leave(page, "critical")
-                self.poke()
-                return
-            page.place = IN_ORDER
-            self._policy.restore(page)
             if self.critical:
-                self._choose(page)
-            elif self._max_cached is not None and len(self._policy) > self._max_cached:
-                self._trim_cached()
+                self._retire(page)
+            else:
+                page.place = IN_ORDER
+                self._policy.restore(page)
+                if self._max_cached is not None and len(self._policy) > self._max_cached:
+                    self._trim_cached()
             if self._waiting:
                 self.poke()
 
@@ -312,6 +310,13 @@ class Memory:
             page.place = READY
             self._ready[page] = None
             self._ready_bytes += page.size
+
+    def _retire(self, page: Page) -> None:
+        """Memory is critical: a page that is in no container leaves as soon as it can."""
+        if page.refs or page.dirty:
+            self._choose(page)
+        else:
+            self._leave(page, "critical")
 
     def _trim_cached(self) -> None:
         assert self._max_cached is not None

@@ -231,6 +231,7 @@ class PageIn:
             self._index.accessed[page.id] = time.time_ns()
         self._memory.insert(page, buffer)
         self._on_resolved(page)
+        self._memory.settled(page)
 
     def _failed(self, page: Page, record: Record, error: DStorageError) -> None:
         self._memory.give_back(record.locator.size)
