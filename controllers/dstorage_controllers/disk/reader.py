@@ -42,11 +42,12 @@ Answers = list[Buffer | Exception | None]
 
 
 class Read(NamedTuple):
-    """One chunk to read: the place of its answer, its id, where it is."""
+    """One chunk to read: the place of its answer, its id, where it is, and what to read it into."""
 
     at: int
     id: int
     place: Place
+    buffer: bytearray
 
 
 Run = tuple[Segment, list[Read]]
@@ -101,7 +102,10 @@ class Reader:
                 if place.size == 0:
                     answers[at] = bytearray()
                 else:
-                    wanted.append((self._log.segment(place.segment), Read(at, id, place)))
+                    # Allocated here, on the loop, where it is freed as well: C allocators keep an arena per thread,
+                    # and memory that travels between them is held twice.
+                    read = Read(at, id, place, new_buffer(place.stored))
+                    wanted.append((self._log.segment(place.segment), read))
                     # What has to be decoded is more work by the byte.
                     total += place.size * 8 if place.flags else place.stored
             except ChunkError as error:
@@ -129,7 +133,7 @@ class Reader:
                     answers[read.at] = self._explain(error, read)
 
     def _read_run(self, segment: Segment, run: Sequence[Read], answers: Answers) -> None:
-        buffers = [new_buffer(read.place.stored) for read in run]
+        buffers = [read.buffer for read in run]
         with self._log.files.using(segment) as fd:
             whole = read_exactly(self._device, fd, buffers, run[0].place.first)
             for read, buffer in zip(run, buffers, strict=True):
@@ -142,7 +146,7 @@ class Reader:
 
     def _reread(self, fd: int, read: Read, buffer: bytearray) -> None:
         """Once more from the medium: it may be the copy in the page cache that is damaged."""
-        _, id, place = read
+        id, place = read.id, read.place
         self._device.drop_cache(fd, place.first, place.stored)
         if not read_exactly(self._device, fd, [buffer], place.first):
             raise Lost(f"segment {place.segment} ends before it", id=id)

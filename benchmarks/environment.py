@@ -1,0 +1,34 @@
+"""What a figure depends on: the machine, the interpreter, the versions of everybody who takes part."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+import psutil
+
+PACKAGES = ("dstorage", "uvloop", "lmdb", "cachetools", "diskcache", "zict", "rocksdict", "numpy", "ZODB", "zarr")
+
+
+def describe() -> dict[str, object]:
+    """Facts to print and keep beside the figures; `line` holds them in one line."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    facts: dict[str, object] = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "versions": versions,
+    }
+    facts["line"] = (
+        f"Python {facts['python']}, {facts['system']} {facts['machine']}, {facts['cores']} cores, "
+        f"{facts['memory_gib']} GiB; " + ", ".join(f"{name} {version}" for name, version in versions.items())
+    )
+    return facts

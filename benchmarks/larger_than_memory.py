@@ -1,0 +1,415 @@
+"""Larger than memory: zipf traffic on more data than the memory allowed, beside what people use today.
+
+Each contender runs in a process of its own, under a memory control group where one can be made, on the same seeded sequence of
+operations: reads, and overwrites of whole values. Printed are operations per second, the peak resident memory seen from outside,
+and bytes written to disk per byte overwritten.
+
+    python benchmarks/larger_than_memory.py [--size tiny|64k|1m|4k] [--repeat N] [--only NAME] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent))
+from environment import describe
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One size of the experiment."""
+
+    value_bytes: int
+    data_bytes: int
+    budget_bytes: int
+    cgroup_bytes: int
+    operations: int
+
+
+SETTINGS = {
+    "tiny": Setting(16 * 1024, 8 * MIB, 2 * MIB, 0, 2000),
+    "64k": Setting(64 * 1024, 1024 * MIB, 128 * MIB, 256 * MIB, 60_000),
+    "1m": Setting(MIB, 1024 * MIB, 128 * MIB, 256 * MIB, 6_000),
+    "4k": Setting(4096, 256 * MIB, 32 * MIB, 128 * MIB, 300_000),
+}
+READS = 0.8
+SKEW = 0.99
+
+
+def zipf_sequence(keys: int, count: int, seed: int) -> list[int]:
+    """Zipf-distributed keys, the popular ones scattered over the key space."""
+    rnd = random.Random(seed)
+    weights = [1 / (rank + 1) ** SKEW for rank in range(keys)]
+    order = list(range(keys))
+    rnd.shuffle(order)
+    return rnd.choices(order, weights, k=count)
+
+
+class LruFile:
+    """A bare LRU dict over one pre-allocated file: no index on disk, no checksum, no crash safety."""
+
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        self.fd = os.open(folder / "file", os.O_RDWR | os.O_CREAT)
+        os.posix_fallocate(self.fd, 0, setting.data_bytes)
+        self.size = setting.value_bytes
+        self.room = setting.budget_bytes // setting.value_bytes
+        self.cache: OrderedDict[int, tuple[bytes, bool]] = OrderedDict()
+
+    def _put(self, key: int, value: bytes, dirty: bool) -> None:
+        self.cache[key] = (value, dirty)
+        self.cache.move_to_end(key)
+        if len(self.cache) > self.room:
+            old, (data, was_dirty) = self.cache.popitem(last=False)
+            if was_dirty:
+                os.pwrite(self.fd, data, old * self.size)
+
+    def get(self, key: int) -> bytes:
+        found = self.cache.get(key)
+        if found is None:
+            value = os.pread(self.fd, self.size, key * self.size)
+            self._put(key, value, False)
+            return value
+        self.cache.move_to_end(key)
+        return found[0]
+
+    def set(self, key: int, value: bytes) -> None:
+        self._put(key, value, True)
+
+    def close(self) -> None:
+        for key, (value, dirty) in self.cache.items():
+            if dirty:
+                os.pwrite(self.fd, value, key * self.size)
+        os.fsync(self.fd)
+        os.close(self.fd)
+
+
+class DbmDumb:
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        import dbm.dumb
+
+        self.db = dbm.dumb.open(str(folder / "db"), "c")
+
+    def get(self, key: int) -> bytes:
+        return self.db[key.to_bytes(8, "big")]
+
+    def set(self, key: int, value: bytes) -> None:
+        self.db[key.to_bytes(8, "big")] = value
+
+    def close(self) -> None:
+        self.db.close()
+
+
+class ZictFile:
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        import zict
+
+        slow = zict.File(str(folder / "files"))
+        self.buffer = zict.Buffer({}, slow, setting.budget_bytes, weight=lambda k, v: len(v))
+
+    def get(self, key: int) -> bytes:
+        return self.buffer[str(key)]
+
+    def set(self, key: int, value: bytes) -> None:
+        self.buffer[str(key)] = value
+
+    def close(self) -> None:
+        self.buffer.close()
+
+
+class Sqlite:
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        import sqlite3
+
+        self.db = sqlite3.connect(folder / "db", isolation_level=None)
+        self.db.execute("pragma journal_mode=wal")
+        self.db.execute("pragma synchronous=normal")
+        self.db.execute(f"pragma cache_size=-{setting.budget_bytes // 1024}")
+        self.db.execute("create table if not exists t (k integer primary key, v blob)")
+
+    def get(self, key: int) -> bytes:
+        return self.db.execute("select v from t where k=?", (key,)).fetchone()[0]
+
+    def set(self, key: int, value: bytes) -> None:
+        self.db.execute("insert or replace into t values (?,?)", (key, value))
+
+    def close(self) -> None:
+        self.db.close()
+
+
+class Lmdb:
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        import lmdb
+
+        self.env = lmdb.open(str(folder / "db"), map_size=setting.data_bytes * 4, sync=False)
+
+    def get(self, key: int) -> bytes:
+        with self.env.begin() as txn:
+            return txn.get(key.to_bytes(8, "big"))
+
+    def set(self, key: int, value: bytes) -> None:
+        with self.env.begin(write=True) as txn:
+            txn.put(key.to_bytes(8, "big"), value)
+
+    def close(self) -> None:
+        self.env.sync(True)
+        self.env.close()
+
+
+class DiskCache:
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        import diskcache
+
+        self.cache = diskcache.Cache(str(folder / "cache"), size_limit=setting.data_bytes * 4, eviction_policy="none")
+
+    def get(self, key: int) -> bytes:
+        return self.cache[key]
+
+    def set(self, key: int, value: bytes) -> None:
+        self.cache[key] = value
+
+    def close(self) -> None:
+        self.cache.close()
+
+
+class RocksDict:
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        import rocksdict
+
+        options = rocksdict.Options(raw_mode=True)
+        options.set_write_buffer_size(min(32 * MIB, setting.budget_bytes // 4))
+        table = rocksdict.BlockBasedOptions()
+        table.set_block_cache(rocksdict.Cache(setting.budget_bytes // 2))
+        options.set_block_based_table_factory(table)
+        self.db = rocksdict.Rdict(str(folder / "db"), options)
+
+    def get(self, key: int) -> bytes:
+        return self.db[key.to_bytes(8, "big")]
+
+    def set(self, key: int, value: bytes) -> None:
+        self.db[key.to_bytes(8, "big")] = value
+
+    def close(self) -> None:
+        self.db.close()
+
+
+class NumpyMemmap:
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        import numpy as np
+
+        keys = setting.data_bytes // setting.value_bytes
+        path = folder / "array"
+        mode = "r+" if path.exists() else "w+"
+        self.array = np.memmap(path, dtype=np.uint8, mode=mode, shape=(keys, setting.value_bytes))
+
+    def get(self, key: int) -> bytes:
+        return self.array[key].tobytes()
+
+    def set(self, key: int, value: bytes) -> None:
+        self.array[key] = memoryview(value)
+
+    def close(self) -> None:
+        self.array.flush()
+
+
+PEERS: dict[str, Callable] = {
+    "LRU dict over a file": LruFile,
+    "dbm.dumb": DbmDumb,
+    "zict over files": ZictFile,
+    "rocksdict": RocksDict,
+    "sqlite3": Sqlite,
+    "diskcache": DiskCache,
+    "lmdb": Lmdb,
+    "np.memmap": NumpyMemmap,
+}
+
+
+def values(setting: Setting) -> list[bytes]:
+    rnd = random.Random(5)
+    return [rnd.randbytes(setting.value_bytes) for _ in range(8)]
+
+
+def run_peer(peer: Callable, folder: Path, setting: Setting, started: Callable[[], None]) -> float:
+    keys = setting.data_bytes // setting.value_bytes
+    payloads = values(setting)
+    contender = peer(folder, setting)
+    for key in range(keys):
+        contender.set(key, payloads[key % 8])
+    sequence = zipf_sequence(keys, setting.operations, 1)
+    rnd = random.Random(2)
+    started()
+    begin = time.perf_counter()
+    for number, key in enumerate(sequence):
+        if rnd.random() < READS:
+            value = contender.get(key)
+            assert len(value) == setting.value_bytes
+        else:
+            contender.set(key, payloads[number % 8])
+    seconds = time.perf_counter() - begin
+    contender.close()
+    return setting.operations / seconds
+
+
+def run_dstorage(folder: Path, setting: Setting, started: Callable[[], None], workers: int = 1) -> float:
+    import uvloop
+
+    import dstorage
+
+    async def main() -> float:
+        keys = setting.data_bytes // setting.value_bytes
+        payloads = values(setting)
+        async with dstorage.open(folder / "store", budget=setting.budget_bytes, commit_interval=5.0) as store:
+            ids = []
+            for key in range(keys):
+                with await store.create(payloads[key % 8]) as handle:
+                    ids.append(handle.id)
+            await store.commit()
+            sequence = zipf_sequence(keys, setting.operations, 1)
+            rnd = random.Random(2)
+            started()
+            begin = time.perf_counter()
+            work = enumerate(sequence)
+
+            async def worker() -> None:
+                for number, key in work:
+                    with store.handle(ids[key]) as handle:
+                        if rnd.random() < READS:
+                            value = await handle
+                            assert len(value) == setting.value_bytes
+                        else:
+                            await handle.replace(payloads[number % 8])
+
+            await asyncio.gather(*[worker() for _ in range(workers)])
+            return setting.operations / (time.perf_counter() - begin)
+
+    return uvloop.run(main())
+
+
+CONTENDERS: dict[str, Callable] = {
+    "dstorage": run_dstorage,
+    "dstorage, 8 tasks": lambda folder, setting, started: run_dstorage(folder, setting, started, 8),
+} | {name: (lambda f, s, go, peer=peer: run_peer(peer, f, s, go)) for name, peer in PEERS.items()}
+
+
+def child(name: str, folder: Path, setting: Setting, cgroup: Path | None, out) -> None:
+    if cgroup is not None:
+        (cgroup / "cgroup.procs").write_text(str(os.getpid()))
+    rate = CONTENDERS[name](folder, setting, lambda: out.send(("started", _written())))
+    out.send(("rate", rate, _written()))
+
+
+def _written() -> int:
+    return psutil.Process().io_counters().write_bytes
+
+
+def measure(name: str, setting: Setting) -> dict[str, float]:
+    """One run in a process of its own; raises RuntimeError if it dies."""
+    folder = Path(tempfile.mkdtemp(prefix="dstorage-bench-", dir=os.environ.get("DSTORAGE_BENCH_DIR")))
+    cgroup = _cgroup(setting.cgroup_bytes)
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=child, args=(name, folder, setting, cgroup, send))
+    process.start()
+    send.close()
+    watched = psutil.Process(process.pid)
+    peak, result, written = 0, None, 0
+    try:
+        while process.is_alive() or receive.poll():
+            try:
+                peak = max(peak, watched.memory_info().rss)
+            except psutil.NoSuchProcess:
+                pass
+            if receive.poll(0.01):
+                try:
+                    message = receive.recv()
+                except EOFError:
+                    break
+                if message[0] == "started":
+                    written = message[1]
+                else:
+                    result = message[1], message[2] - written
+        process.join()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if cgroup is not None:
+            cgroup.rmdir()
+    if result is None:
+        raise RuntimeError(f"{name} ended with exit code {process.exitcode}")
+    overwritten = setting.operations * (1 - READS) * setting.value_bytes
+    return {"ops_per_s": result[0], "peak_rss_mib": peak / MIB, "write_amplification": result[1] / overwritten}
+
+
+def _cgroup(limit: int) -> Path | None:
+    """A memory control group of our own, or None where that cannot be made."""
+    if not limit:
+        return None
+    base = Path("/sys/fs/cgroup/memory")
+    limit_file = "memory.limit_in_bytes"
+    if not base.exists():
+        base, limit_file = Path("/sys/fs/cgroup"), "memory.max"
+    group = base / f"dstorage-bench-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        group.mkdir()
+        (group / limit_file).write_text(str(limit))
+    except OSError:
+        return None
+    return group
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SETTINGS, default="64k")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", action="append")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    setting = SETTINGS[arguments.size]
+    names = arguments.only or list(CONTENDERS)
+    repeat = 1 if arguments.size == "tiny" else arguments.repeat
+    environment = describe()
+    print(environment["line"])
+    group = _cgroup(setting.cgroup_bytes)
+    if group is not None:
+        group.rmdir()
+    print(
+        f"{setting.data_bytes // MIB} MiB of {setting.value_bytes} B values, budget {setting.budget_bytes // MIB} MiB, "
+        f"{'control group of ' + str(setting.cgroup_bytes // MIB) + ' MiB' if group else 'no control group'}, "
+        f"zipf {SKEW}, {READS:.0%} reads, {setting.operations} operations, {repeat} runs"
+    )
+    results = {}
+    print(f"{'':24}{'ops/s':>10}{'min':>10}{'max':>10}{'peak RSS MiB':>14}{'written x':>11}")
+    for name in names:
+        try:
+            runs = [measure(name, setting) for _ in range(repeat)]
+        except (RuntimeError, ImportError) as error:
+            print(f"{name:24}{error}")
+            continue
+        rates = [run["ops_per_s"] for run in runs]
+        results[name] = runs
+        print(
+            f"{name:24}{statistics.median(rates):10.0f}{min(rates):10.0f}{max(rates):10.0f}"
+            f"{max(r['peak_rss_mib'] for r in runs):14.0f}{statistics.median(r['write_amplification'] for r in runs):11.2f}"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"environment": environment, "size": arguments.size, "runs": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
