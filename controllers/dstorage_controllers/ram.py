@@ -175,6 +175,7 @@ class RamController(Controller):
 
     async def sync(self) -> None:
         """Nothing to do: a volatile controller promises nothing."""
+        self._open_slots()
 
     # -- private ------------------------------------------------------------------------------------------------------
 

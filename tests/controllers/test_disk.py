@@ -1,0 +1,89 @@
+"""The disk controller passes the suite in each of its forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from dstorage_controllers.disk import Device, DiskController, layout
+
+from dstorage.testing import ControllerTests
+
+SMALL = 2**17
+"""Segment size: small enough for every test to fill several."""
+
+
+def file_of(directory: Path, id, locator) -> tuple[Path, layout.Place]:
+    place = layout.unpack(id, locator)
+    return directory / "own" / layout.file_name(place.segment), place
+
+
+class DiskTests(ControllerTests):
+    options: ClassVar[dict] = {}
+
+    def device(self):
+        return Device()
+
+    def make(self, directory):
+        return DiskController(segment_bytes=SMALL, device=self.device(), **self.options)
+
+    def make_small(self, directory, capacity):
+        return DiskController(segment_bytes=SMALL, capacity=capacity, device=self.device(), **self.options)
+
+    def damage(self, directory, id, locator):
+        path, place = file_of(directory, id, locator)
+        with path.open("r+b") as file:
+            file.seek(place.first + place.stored // 2)
+            byte = file.read(1)[0]
+            file.seek(-1, 1)
+            file.write(bytes([byte ^ 1]))
+        return True
+
+    def lose(self, directory, id, locator):
+        path, place = file_of(directory, id, locator)
+        with path.open("r+b") as file:
+            file.truncate(place.first)
+        return True
+
+
+class TestPlain(DiskTests):
+    pass
+
+
+class TestLargeSegments(DiskTests):
+    def make(self, directory):
+        return DiskController(device=self.device())
+
+
+class TestCompressed(DiskTests):
+    options: ClassVar[dict] = {"compress": True}
+
+
+class TestEncrypted(DiskTests):
+    @pytest.fixture(autouse=True)
+    def _key(self, monkeypatch):
+        monkeypatch.setenv("DSTORAGE_TEST_KEY", "5a" * 32)
+
+    options: ClassVar[dict] = {"key_env": "DSTORAGE_TEST_KEY", "compress": 1}
+
+
+class TestNoPunching(DiskTests):
+    def device(self):
+        return Device(punch=False)
+
+
+class TestNoReadingWithoutWaiting(DiskTests):
+    def device(self):
+        return Device(nowait=False)
+
+
+class TestNoVectors(DiskTests):
+    """As on Windows: no preadv, no RWF_NOWAIT, no holes."""
+
+    def device(self):
+        return Device(vectored=False, nowait=False, punch=False)
+
+
+class TestOneThread(DiskTests):
+    options: ClassVar[dict] = {"threads": 1}
