@@ -89,7 +89,12 @@ async def check(
                 f"its controller is not loaded ({entry.error or 'not registered'})",
             )
         else:
-            used[record.controller] += entry.controller.footprint(record.locator)
+            try:
+                used[record.controller] += entry.controller.footprint(record.locator)
+            except CorruptData as error:
+                _note(report, "lost", id, entry.name, str(error))
+                advance(1)
+                continue
             batch = batches[record.controller]
             batch.append((id, record))
             if len(batch) >= BATCH_CHUNKS or sum(r.locator.size for _, r in batch) >= BATCH_BYTES:

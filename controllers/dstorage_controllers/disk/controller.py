@@ -34,6 +34,7 @@ from dstorage.errors import (
     CorruptData,
     DStorageError,
     InvalidArgumentError,
+    Lost,
 )
 from dstorage.record import MAX_CHUNK_BYTES, Locator
 from dstorage_controllers.disk import layout
@@ -383,6 +384,30 @@ class DiskController(Controller):
         """
         log = self._opened().log
         return await self._answer(self._in(self._workers, log.extents, log.segment(segment)), f"scan segment {segment}")
+
+    async def sparse_places(self, max_live_share: float) -> list[tuple[int, Locator]]:
+        """All chunks ever written to the segments that `sparse_segments` names.
+
+        Raises:
+            ControllerUnavailable: The disk does not answer.
+        """
+        places: list[tuple[int, Locator]] = []
+        for segment in await self.sparse_segments(max_live_share):
+            try:
+                places += await self.extents(segment)
+            except (Lost, CorruptData):
+                # Gone meanwhile, or for `dstorage check` to explain; the others can still be compacted.
+                continue
+        return places
+
+    def footprint(self, locator: Locator) -> int:
+        """Stored bytes: after compression and encryption."""
+        return layout.unpack(0, locator).stored
+
+    def committed_bytes(self) -> int | None:
+        """Live bytes of all segments, as the last commit left them."""
+        log = self._opened().log
+        return sum(segment.committed.live for segment in log.segments.values() if segment.committed is not None)
 
     async def _answer(self, job: asyncio.Future[T], what: str) -> T:
         try:
