@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, Protocol
 
 import psutil
-
-sys.path.insert(0, str(Path(__file__).parent))
 from environment import describe
 
 MIB = 2**20
@@ -63,6 +64,21 @@ def zipf_sequence(keys: int, count: int, seed: int) -> list[int]:
     return rnd.choices(order, weights, k=count)
 
 
+class Contender(Protocol):
+    """What is measured: values by key, in whatever type the contender gives them."""
+
+    def __init__(self, folder: Path, setting: Setting) -> None: ...
+
+    def get(self, key: int) -> Any:
+        """The value."""
+
+    def set(self, key: int, value: bytes) -> None:
+        """Overwrite the value."""
+
+    def close(self) -> None:
+        """Write out and end."""
+
+
 class LruFile:
     """A bare LRU dict over one pre-allocated file: no index on disk, no checksum, no crash safety."""
 
@@ -81,7 +97,7 @@ class LruFile:
             if was_dirty:
                 os.pwrite(self.fd, data, old * self.size)
 
-    def get(self, key: int) -> bytes:
+    def get(self, key: int) -> Any:
         found = self.cache.get(key)
         if found is None:
             value = os.pread(self.fd, self.size, key * self.size)
@@ -105,9 +121,9 @@ class DbmDumb:
     def __init__(self, folder: Path, setting: Setting) -> None:
         import dbm.dumb
 
-        self.db = dbm.dumb.open(str(folder / "db"), "c")
+        self.db = dbm.dumb.open(str(folder / "db"), "c")  # noqa: SIM115 - closed by close()
 
-    def get(self, key: int) -> bytes:
+    def get(self, key: int) -> Any:
         return self.db[key.to_bytes(8, "big")]
 
     def set(self, key: int, value: bytes) -> None:
@@ -124,7 +140,7 @@ class ZictFile:
         slow = zict.File(str(folder / "files"))
         self.buffer = zict.Buffer({}, slow, setting.budget_bytes, weight=lambda k, v: len(v))
 
-    def get(self, key: int) -> bytes:
+    def get(self, key: int) -> Any:
         return self.buffer[str(key)]
 
     def set(self, key: int, value: bytes) -> None:
@@ -144,7 +160,7 @@ class Sqlite:
         self.db.execute(f"pragma cache_size=-{setting.budget_bytes // 1024}")
         self.db.execute("create table if not exists t (k integer primary key, v blob)")
 
-    def get(self, key: int) -> bytes:
+    def get(self, key: int) -> Any:
         return self.db.execute("select v from t where k=?", (key,)).fetchone()[0]
 
     def set(self, key: int, value: bytes) -> None:
@@ -160,7 +176,7 @@ class Lmdb:
 
         self.env = lmdb.open(str(folder / "db"), map_size=setting.data_bytes * 4, sync=False)
 
-    def get(self, key: int) -> bytes:
+    def get(self, key: int) -> Any:
         with self.env.begin() as txn:
             return txn.get(key.to_bytes(8, "big"))
 
@@ -179,7 +195,7 @@ class DiskCache:
 
         self.cache = diskcache.Cache(str(folder / "cache"), size_limit=setting.data_bytes * 4, eviction_policy="none")
 
-    def get(self, key: int) -> bytes:
+    def get(self, key: int) -> Any:
         return self.cache[key]
 
     def set(self, key: int, value: bytes) -> None:
@@ -200,7 +216,7 @@ class RocksDict:
         options.set_block_based_table_factory(table)
         self.db = rocksdict.Rdict(str(folder / "db"), options)
 
-    def get(self, key: int) -> bytes:
+    def get(self, key: int) -> Any:
         return self.db[key.to_bytes(8, "big")]
 
     def set(self, key: int, value: bytes) -> None:
@@ -216,10 +232,10 @@ class NumpyMemmap:
 
         keys = setting.data_bytes // setting.value_bytes
         path = folder / "array"
-        mode = "r+" if path.exists() else "w+"
+        mode: Any = "r+" if path.exists() else "w+"
         self.array = np.memmap(path, dtype=np.uint8, mode=mode, shape=(keys, setting.value_bytes))
 
-    def get(self, key: int) -> bytes:
+    def get(self, key: int) -> Any:
         return self.array[key].tobytes()
 
     def set(self, key: int, value: bytes) -> None:
@@ -229,7 +245,7 @@ class NumpyMemmap:
         self.array.flush()
 
 
-PEERS: dict[str, Callable] = {
+PEERS: dict[str, type[Contender]] = {
     "LRU dict over a file": LruFile,
     "dbm.dumb": DbmDumb,
     "zict over files": ZictFile,
@@ -246,7 +262,7 @@ def values(setting: Setting) -> list[bytes]:
     return [rnd.randbytes(setting.value_bytes) for _ in range(8)]
 
 
-def run_peer(peer: Callable, folder: Path, setting: Setting, started: Callable[[], None]) -> float:
+def run_peer(peer: type[Contender], folder: Path, setting: Setting, started: Callable[[], None]) -> float:
     keys = setting.data_bytes // setting.value_bytes
     payloads = values(setting)
     contender = peer(folder, setting)
@@ -302,13 +318,16 @@ def run_dstorage(folder: Path, setting: Setting, started: Callable[[], None], wo
     return uvloop.run(main())
 
 
-CONTENDERS: dict[str, Callable] = {
+Run = Callable[[Path, Setting, Callable[[], None]], float]
+
+CONTENDERS: dict[str, Run] = {
     "dstorage": run_dstorage,
-    "dstorage, 8 tasks": lambda folder, setting, started: run_dstorage(folder, setting, started, 8),
-} | {name: (lambda f, s, go, peer=peer: run_peer(peer, f, s, go)) for name, peer in PEERS.items()}
+    "dstorage, 8 tasks": functools.partial(run_dstorage, workers=8),
+    **{name: functools.partial(run_peer, peer) for name, peer in PEERS.items()},
+}
 
 
-def child(name: str, folder: Path, setting: Setting, cgroup: Path | None, out) -> None:
+def child(name: str, folder: Path, setting: Setting, cgroup: Path | None, out: Connection) -> None:
     if cgroup is not None:
         (cgroup / "cgroup.procs").write_text(str(os.getpid()))
     rate = CONTENDERS[name](folder, setting, lambda: out.send(("started", _written())))
@@ -329,13 +348,12 @@ def measure(name: str, setting: Setting) -> dict[str, float]:
     process.start()
     send.close()
     watched = psutil.Process(process.pid)
-    peak, result, written = 0, None, 0
+    peak, written = 0, 0
+    result: tuple[float, int] | None = None
     try:
         while process.is_alive() or receive.poll():
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 peak = max(peak, watched.memory_info().rss)
-            except psutil.NoSuchProcess:
-                pass
             if receive.poll(0.01):
                 try:
                     message = receive.recv()
@@ -408,7 +426,9 @@ def main() -> None:
             f"{max(r['peak_rss_mib'] for r in runs):14.0f}{statistics.median(r['write_amplification'] for r in runs):11.2f}"
         )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"environment": environment, "size": arguments.size, "runs": results}, indent=1))
+        arguments.json.write_text(
+            json.dumps({"environment": environment, "size": arguments.size, "runs": results}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -56,14 +56,15 @@ def shell(source: str, where: str) -> str:
                 shell=True,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 text=True,
                 timeout=SHELL_TIMEOUT_S,
             )
-            shown += [line, (done.stdout + done.stderr).rstrip("\n")]
+            shown += [line, done.stdout.rstrip("\n")]
             # A document shows a failing command by `; echo $?` or `|| ...`, so that its reader sees it too.
             if done.returncode:
-                raise SystemExit(f"{where}: `{line[2:]}` ended with {done.returncode}: {done.stdout}{done.stderr}")
+                raise SystemExit(f"{where}: `{line[2:]}` ended with {done.returncode}: {done.stdout}")
     return "".join(f"{text}\n" for text in shown if text)
 
 

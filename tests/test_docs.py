@@ -30,7 +30,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 RUN = {"python", "console"}
 PARSED = {"toml": tomllib.loads, "json": json.loads}
-PROSE = {"text", "mermaid"}
+PROSE = {"text"}
 """Languages of blocks that hold no code."""
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>```+|~~~+) *(?P<language>[\w+-]*)")

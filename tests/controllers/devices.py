@@ -1,0 +1,82 @@
+"""Devices that misbehave on demand."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import defaultdict
+
+from dstorage_controllers.disk import Device
+
+
+class FaultyDevice(Device):
+    """Fails the next calls of a method, has room for so many bytes only, and can hold calls up.
+
+    Attributes:
+        faults: Errors for the next calls, by method; None lets one pass.
+        room: Bytes that may still be written; None for no limit.
+        gate: Calls of the methods in `held` wait for it.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.faults = defaultdict(list)
+        self.calls = defaultdict(int)
+        self.room = None
+        self.held = set()
+        self.gate = threading.Event()
+
+    def fail(self, method, code, times=1):
+        self.faults[method] += [OSError(code, os.strerror(code))] * times
+
+    def _meet(self, method):
+        self.calls[method] += 1
+        if method in self.held:
+            assert self.gate.wait(30)
+        if self.faults[method] and (fault := self.faults[method].pop(0)) is not None:
+            raise fault
+
+    def open(self, path, *, create=False, write=True):
+        self._meet("create" if create else "open")
+        return super().open(path, create=create, write=write)
+
+    def preadv(self, fd, buffers, offset, *, nowait=False):
+        self._meet("preadv_nowait" if nowait else "preadv")
+        return super().preadv(fd, buffers, offset, nowait=nowait)
+
+    def pwritev(self, fd, buffers, offset):
+        self._meet("pwritev")
+        if self.room is None:
+            return super().pwritev(fd, buffers, offset)
+        # As a file system does: what fits is written and said; the next call finds nothing.
+        data = b"".join(bytes(buffer) for buffer in buffers)[: self.room]
+        if not data:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.room -= len(data)
+        return super().pwritev(fd, [data], offset)
+
+    def sync(self, fd):
+        self._meet("sync")
+        super().sync(fd)
+
+    def sync_directory(self, path):
+        self._meet("sync_directory")
+        super().sync_directory(path)
+
+    def truncate(self, path, length):
+        self._meet("truncate")
+        if self.room is not None:
+            self.room += max(0, self.size(path) - length)
+        super().truncate(path, length)
+
+    def unlink(self, path):
+        self._meet("unlink")
+        super().unlink(path)
+
+    def punch(self, fd, offset, length):
+        self._meet("punch")
+        return super().punch(fd, offset, length)
+
+    def available(self, path):
+        return super().available(path) if self.room is None else self.room

@@ -1,0 +1,548 @@
+"""Disks that are full, fail, lie or do not answer; and what is left of the chunks then."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+from devices import FaultyDevice
+from dstorage_controllers.disk import Device, DiskController, layout
+from dstorage_controllers.disk import controller as controller_module
+
+from dstorage import ControllerFull, ControllerStatus, ControllerUnavailable, CorruptData, Locator, Lost
+from dstorage.controller import ReadRequest, WriteRequest
+from dstorage.errors import ControllerError
+from dstorage.testing import Bench, eventually, payload
+
+SMALL = 2**17
+
+
+@pytest.fixture
+def device():
+    return FaultyDevice()
+
+
+@pytest.fixture
+async def bench(tmp_path, device):
+    bench = Bench(DiskController(segment_bytes=SMALL, device=device, timeout=20), tmp_path / "own")
+    await bench.open()
+    yield bench
+    device.gate.set()
+    await bench.controller.close()
+
+
+def chunks(first, count, size):
+    return {id: payload(2 * id + 1, size) for id in range(first, first + count)}
+
+
+async def offer(bench, wanted):
+    answers = await bench.controller.write([WriteRequest(id, data) for id, data in wanted.items()])
+    taken = {id: a for id, a in zip(wanted, answers, strict=True) if isinstance(a, Locator)}
+    return taken, [answer for answer in answers if not isinstance(answer, Locator)]
+
+
+# -- full ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [0, 1, 4095, 30_000, 40_000, 75_000, 130_000, 199_000])
+async def test_a_full_disk_refuses_what_did_not_fit_and_keeps_the_rest(bench, device, room, tmp_path):
+    kept = await bench.put(chunks(1, 3, 5000))
+    await bench.commit(kept)
+    device.room = room
+    wanted = chunks(10, 6, 33_333)
+    taken, refused = await offer(bench, wanted)
+    # Some room goes to the slots that name the chunks, and to the table of a second segment.
+    assert len(taken) == max(0, room - 256) // 33_333
+    assert len(refused) == 6 - len(taken)
+    assert all(isinstance(error, ControllerFull) for error in refused)
+    assert bench.controller.status is ControllerStatus.FULL
+    assert bench.changes == 1
+    assert bench.controller.space().used == 15_000 + 33_333 * len(taken)
+    assert await bench.get(taken) == {id: wanted[id] for id in taken}
+    device.room = None
+    again = await bench.put({id: data for id, data in wanted.items() if id not in taken})
+    await bench.commit({**taken, **again})
+    await bench.controller.close()
+    after = Bench(DiskController(segment_bytes=SMALL), tmp_path / "own", bench.state)
+    await after.open()
+    assert await after.get({**kept, **taken, **again}) == {**chunks(1, 3, 5000), **wanted}
+    await after.controller.close()
+
+
+async def test_a_full_disk_is_asked_again_until_others_freed_space(bench, device, monkeypatch):
+    monkeypatch.setattr(controller_module, "RECHECK_S", 0.001)
+    device.room = 0
+    await offer(bench, chunks(1, 1, 5000))
+    assert bench.controller.status is ControllerStatus.FULL
+    device.room = 10**9
+    await eventually(lambda: bench.controller.status is ControllerStatus.OK, "still full")
+    assert bench.changes == 2
+
+
+async def test_a_full_disk_takes_no_new_segment(bench, device):
+    device.fail("create", errno.ENOSPC)
+    taken, refused = await offer(bench, chunks(1, 2, 5000))
+    assert isinstance(refused[0], ControllerFull)
+    assert await bench.get(taken) == {id: chunks(1, 2, 5000)[id] for id in taken}
+
+
+async def test_a_quota_counts_as_full(bench, device):
+    device.fail("pwritev", errno.EDQUOT)
+    assert isinstance((await offer(bench, chunks(1, 1, 5000)))[1][0], ControllerFull)
+
+
+@pytest.mark.skipif(os.name != "posix" or not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root to mount")
+async def test_a_really_full_file_system_comes_back(tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True).returncode:
+        pytest.skip("may not mount a tmpfs")
+    try:
+        bench = Bench(DiskController(path=mount, segment_bytes=SMALL), tmp_path / "unused")
+        await bench.open()
+        wanted = chunks(1, 40, 50_001)
+        taken, refused = await offer(bench, wanted)
+        assert taken
+        assert refused
+        assert all(isinstance(error, ControllerFull) for error in refused)
+        assert bench.controller.status is ControllerStatus.FULL
+        assert await bench.get(taken) == {id: wanted[id] for id in taken}
+        await bench.commit(taken)
+        await bench.commit({}, taken)
+        assert bench.controller.space().used == 0
+        await eventually(lambda: bench.controller.status is ControllerStatus.OK, "still full")
+        taken, _ = await offer(bench, wanted)
+        assert taken
+        assert await bench.get(taken) == {id: wanted[id] for id in taken}
+        await bench.controller.close()
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+# -- errors that may pass -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EAGAIN, errno.ETIMEDOUT, errno.EROFS])
+async def test_a_failed_write_may_be_asked_again(bench, device, code):
+    wanted = chunks(1, 5, 20_000)
+    device.fail("pwritev", code)
+    taken, refused = await offer(bench, wanted)
+    assert all(isinstance(error, ControllerUnavailable) for error in refused)
+    assert bench.controller.status is ControllerStatus.OK
+    rest = await bench.put({id: data for id, data in wanted.items() if id not in taken})
+    assert await bench.get({**taken, **rest}) == wanted
+    assert bench.controller.space().used == 100_000
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EAGAIN, errno.ETIMEDOUT])
+async def test_a_failed_read_is_unavailable_and_works_the_next_time(bench, device, code):
+    places = await bench.put(chunks(1, 3, 5000))
+    device.fail("preadv_nowait", code)
+    device.fail("preadv", code)
+    assert bench.controller.read_nowait(1, places[1]) is None
+    assert all(isinstance(answer, ControllerUnavailable) for answer in (await bench.get(places)).values())
+    assert await bench.get(places) == chunks(1, 3, 5000)
+
+
+async def test_slots_that_cannot_be_written_take_their_chunks_with_them(bench, device):
+    await bench.put(chunks(1, 1, 5000))
+    device.faults["pwritev"] = [None, OSError(errno.EIO, "table")]
+    taken, refused = await offer(bench, chunks(2, 2, 5000))
+    assert not taken
+    assert len(refused) == 2
+    assert bench.controller.space().used == 5000
+    assert await bench.get(await bench.put(chunks(2, 2, 5000))) == chunks(2, 2, 5000)
+
+
+@pytest.mark.parametrize("what", ["sync", "sync_directory"])
+async def test_a_failed_sync_fails_and_the_next_one_makes_good(bench, device, what):
+    places = await bench.put(chunks(1, 3, 5000))
+    device.fail(what, errno.EIO)
+    with pytest.raises(ControllerUnavailable):
+        await bench.controller.sync()
+    before = device.calls["pwritev"], device.calls[what]
+    await bench.controller.sync()
+    assert device.calls[what] > before[1]
+    if what == "sync":
+        # The kernel may have dropped the pages: they have to be written once more.
+        assert device.calls["pwritev"] >= before[0] + 3
+    await bench.put(chunks(10, 2, 5000))
+    assert await bench.get(places) == chunks(1, 3, 5000)
+
+
+async def test_what_a_failed_sync_lost_is_told(bench, device, tmp_path):
+    places = await bench.put(chunks(1, 3, 5000))
+    device.fail("sync", errno.EIO)
+    with pytest.raises(ControllerUnavailable):
+        await bench.controller.sync()
+    place = layout.unpack(2, places[2])
+    with (tmp_path / "own" / layout.file_name(place.segment)).open("r+b") as file:
+        file.seek(place.first)
+        file.write(bytes(100))
+    with pytest.warns(RuntimeWarning, match=r"lost chunks \[2\]"):
+        await bench.controller.sync()
+    answers = await bench.get(places)
+    assert isinstance(answers.pop(2), CorruptData)
+    assert answers == {id: data for id, data in chunks(1, 3, 5000).items() if id != 2}
+
+
+async def test_space_that_cannot_be_given_back_is_no_error(bench, device):
+    places = await bench.put(chunks(1, 30, 20_000))
+    device.fail("unlink", errno.EIO, times=9)
+    device.fail("punch", errno.EIO, times=9)
+    await bench.controller.discard(list(places.items()))
+    assert bench.controller.space().used == 0
+
+
+async def test_damage_in_the_cache_alone_is_healed_by_reading_again(bench, device, monkeypatch):
+    places = await bench.put(chunks(1, 1, 5000))
+    real, first = Device.preadv, [True]
+
+    def flipping(self, fd, buffers, offset, *, nowait=False):
+        done = real(self, fd, buffers, offset, nowait=nowait)
+        if not nowait and first:
+            first.clear()
+            buffers[0][7] ^= 1
+        return done
+
+    monkeypatch.setattr(Device, "preadv", flipping)
+    assert await bench.get(places) == chunks(1, 1, 5000)
+
+
+async def test_short_reads_and_writes_are_completed(tmp_path):
+    class Stingy(Device):
+        def preadv(self, fd, buffers, offset, *, nowait=False):
+            return super().preadv(fd, [memoryview(buffers[0])[:777]], offset, nowait=nowait)
+
+        def pwritev(self, fd, buffers, offset):
+            return super().pwritev(fd, [memoryview(buffers[0])[:555]], offset)
+
+    bench = Bench(DiskController(segment_bytes=SMALL, device=Stingy()), tmp_path / "own")
+    await bench.open()
+    wanted = {id: payload(id, 700 * id) for id in range(1, 12)}
+    places = await bench.put(wanted)
+    assert all(bench.controller.read_nowait(id, place) in (None, wanted[id]) for id, place in places.items())
+    assert await bench.get(places) == wanted
+    await bench.controller.close()
+
+
+# -- no answer ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_disk_that_hangs_is_unavailable_after_the_time_out(tmp_path, device):
+    bench = Bench(DiskController(segment_bytes=SMALL, device=device, timeout=0.05), tmp_path / "own")
+    await bench.open()
+    places = await bench.put(chunks(1, 2, 5000))
+    device.held = {"preadv", "pwritev"}
+    (late,) = await bench.controller.write([WriteRequest(9, b"x" * 1000)])
+    assert isinstance(late, ControllerUnavailable)
+    assert all(isinstance(answer, ControllerUnavailable) for answer in (await bench.get(places)).values())
+    device.held = set()
+    device.gate.set()
+    await eventually(lambda: bench.controller.space().used == 10_000, "a late write still counts")
+    assert await bench.get(places) == chunks(1, 2, 5000)
+    await bench.controller.close()
+
+
+async def test_closing_waits_for_what_is_under_way(bench, device):
+    places = await bench.put(chunks(1, 2, 5000))
+    device.held = {"preadv", "pwritev"}
+    reading = asyncio.create_task(bench.get(places))
+    writing = asyncio.create_task(bench.put({3: b"three"}))
+    await eventually(lambda: device.calls["preadv"] > 0 and device.calls["pwritev"] > 2, "not begun")
+    closing = asyncio.create_task(bench.controller.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    device.gate.set()
+    await closing
+    assert await reading == chunks(1, 2, 5000)
+    assert (await writing)[3].size == 5
+
+
+async def test_concurrent_syncs_share_a_round(bench, device):
+    await bench.put(chunks(1, 2, 5000))
+    device.held = {"sync"}
+    first = asyncio.create_task(bench.controller.sync())
+    await eventually(lambda: device.calls["sync"] == 1, "not begun")
+    await bench.put(chunks(3, 2, 5000))
+    others = [asyncio.create_task(bench.controller.sync()) for _ in range(10)]
+    device.gate.set()
+    await asyncio.gather(first, *others)
+    assert device.calls["sync"] == 2
+
+
+# -- files that are not what they were --------------------------------------------------------------------------------------
+
+
+async def reopened(bench, tmp_path, **options):
+    again = Bench(DiskController(segment_bytes=SMALL, **options), tmp_path / "own", bench.state)
+    await again.open()
+    return again
+
+
+async def test_missing_segments_are_told_and_their_chunks_lost(bench, tmp_path):
+    wanted = chunks(1, 20, 20_000)
+    places = await bench.put(wanted)
+    await bench.commit(places)
+    await bench.controller.close()
+    number = layout.unpack(1, places[1]).segment
+    (tmp_path / "own" / layout.file_name(number)).unlink()
+    with pytest.warns(RuntimeWarning, match="1 segment files are missing"):
+        again = await reopened(bench, tmp_path)
+    for id, answer in (await again.get(places)).items():
+        if layout.unpack(id, places[id]).segment == number:
+            assert isinstance(answer, Lost)
+            assert answer.id == id
+        else:
+            assert answer == wanted[id]
+    # They can be given up like any others.
+    await again.commit({}, places)
+    assert again.controller.space().used == 0
+    await again.controller.close()
+
+
+async def test_an_unmounted_disk_is_unavailable_not_lost(bench, tmp_path):
+    await bench.commit(await bench.put(chunks(1, 3, 5000)))
+    await bench.controller.close()
+    (tmp_path / "own").rename(tmp_path / "elsewhere")
+    away = Bench(DiskController(), tmp_path / "own", bench.state)
+    with pytest.raises(ControllerUnavailable, match="mounted"):
+        await away.open()
+    await away.controller.close()
+    assert not (tmp_path / "own").exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "own")
+    await (await reopened(bench, tmp_path)).controller.close()
+
+
+async def test_what_no_commit_knows_is_removed_at_open(bench, tmp_path):
+    places = await bench.put(chunks(1, 3, 5000))
+    await bench.commit(places)
+    await bench.put(chunks(10, 60, 5000))
+    await bench.controller.close()
+    own = tmp_path / "own"
+    (own / "keep.txt").write_text("not ours")
+    assert len(list(own.glob("*.seg"))) > 1
+    again = await reopened(bench, tmp_path)
+    (only,) = own.glob("*.seg")
+    assert only.stat().st_size == layout.unpack_state(1, bench.state[1]).tail
+    assert (own / "keep.txt").exists()
+    assert await again.get(places) == chunks(1, 3, 5000)
+    await again.controller.close()
+
+
+async def test_a_damaged_state_is_refused(bench, tmp_path):
+    await bench.commit(await bench.put(chunks(1, 3, 5000)))
+    await bench.controller.close()
+    for spoilt in ({1: b"xx"}, {1: bytes(24)}, {1: b"\xff" * 24}, {0: b"short"}):
+        damaged = Bench(DiskController(), tmp_path / "own", {**bench.state, **spoilt})
+        with pytest.raises(ControllerError):
+            await damaged.open()
+        await damaged.controller.close()
+    assert (tmp_path / "own" / layout.file_name(1)).exists()
+
+
+# -- layout on disk ---------------------------------------------------------------------------------------------------------
+
+
+async def test_files_are_for_their_owner_alone(bench, tmp_path):
+    await bench.put(chunks(1, 1, 10))
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "own" / layout.file_name(1)).stat().st_mode & 0o777 == 0o600
+
+
+async def test_page_sized_chunks_are_punched_out_whole(bench, tmp_path, device):
+    places = await bench.put(chunks(1, 16, 4096))
+    await bench.controller.sync()
+    path = tmp_path / "own" / layout.file_name(1)
+    before = path.stat().st_blocks
+    await bench.controller.discard(list(places.items())[:12])
+    if not device.can_punch:
+        pytest.skip("this file system cannot punch holes")
+    assert path.stat().st_blocks <= before - 12 * 8
+    assert await bench.get(dict(list(places.items())[12:])) == chunks(13, 4, 4096)
+
+
+async def test_dead_segments_are_deleted(bench, tmp_path):
+    places = await bench.put(chunks(1, 40, 20_000))
+    await bench.commit(places)
+    await bench.commit({}, places)
+    assert len(list((tmp_path / "own").glob("*.seg"))) == 1, "the one being appended to"
+    assert set(bench.state) == {0}
+
+
+@pytest.mark.parametrize("punch", [True, False])
+async def test_sparse_segments_can_be_compacted(tmp_path, punch):
+    bench = Bench(DiskController(segment_bytes=SMALL, punch=punch), tmp_path / "own")
+    await bench.open()
+    wanted = chunks(1, 60, 8192)
+    records = await bench.put(wanted)
+    await bench.commit(records)
+    dead = {id: place for id, place in records.items() if id % 5}
+    await bench.commit({}, dead)
+    records = {id: place for id, place in records.items() if id not in dead}
+    sparse = await bench.controller.sparse_segments(0.5)
+    assert bool(sparse) is not punch, "where holes are punched there is nothing to gain"
+    for number in await bench.controller.sparse_segments(1.0):
+        found = await bench.controller.extents(number)
+        moving = {id: place for id, place in found if records.get(id) == place}
+        moved = await bench.put(await bench.get(moving))
+        await bench.commit(moved, moving)
+        records.update(moved)
+        assert not (tmp_path / "own" / layout.file_name(number)).exists()
+    assert await bench.get(records) == {id: wanted[id] for id in records}
+    await bench.controller.close()
+
+
+async def test_more_files_than_descriptors(tmp_path, monkeypatch):
+    monkeypatch.setattr("dstorage_controllers.disk.files.OPEN_FILES", 3)
+    bench = Bench(DiskController(segment_bytes=2**14), tmp_path / "own")
+    await bench.open()
+    wanted = chunks(1, 40, 15_000)
+    places = await bench.put(wanted)
+    for _ in range(3):
+        assert await bench.get(places) == wanted
+        open_now = (
+            [fd for fd in os.listdir("/proc/self/fd") if _links_to(fd, tmp_path)] if sys.platform == "linux" else []
+        )
+        assert len(open_now) <= 3
+    await bench.controller.close()
+
+
+def _links_to(fd, directory):
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith(str(directory))
+    except OSError:
+        return False
+
+
+async def test_a_chunk_larger_than_a_segment_has_one_of_its_own(bench):
+    wanted = {1: payload(1, 1000), 2: payload(3, 5 * SMALL), 3: payload(5, 1000)}
+    places = await bench.put(wanted)
+    assert len({layout.unpack(id, place).segment for id, place in places.items()}) == 3
+    assert await bench.get(places) == wanted
+
+
+async def test_a_segment_deleted_under_a_reader_does_no_harm(bench, device):
+    places = await bench.put(chunks(1, 40, 20_000))
+    device.held = {"preadv"}
+    reading = asyncio.create_task(bench.get(places))
+    await eventually(lambda: device.calls["preadv"] > 0, "not begun")
+    await bench.controller.discard(list(places.items()))
+    device.gate.set()
+    for id, answer in (await reading).items():
+        assert isinstance(answer, Lost | CorruptData) or answer == chunks(id, 1, 20_000)[id]
+
+
+# -- keys -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_wrong_key_is_told_at_open(tmp_path, monkeypatch):
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    bench = Bench(DiskController(key_file=key), tmp_path / "own")
+    await bench.open()
+    places = await bench.put({1: b"secret words" * 100})
+    await bench.commit(places)
+    await bench.controller.close()
+    assert b"secret words" not in (tmp_path / "own" / layout.file_name(1)).read_bytes()
+    assert "0001020304" not in repr(bench.controller.settings)
+    for wrong in (DiskController(), DiskController(key_env="DSTORAGE_OTHER_KEY")):
+        monkeypatch.setenv("DSTORAGE_OTHER_KEY", "77" * 32)
+        other = Bench(wrong, tmp_path / "own", bench.state)
+        with pytest.raises(ControllerError, match="key"):
+            await other.open()
+        await wrong.close()
+    key.write_text(bytes(range(32)).hex() + "\n")
+    again = Bench(DiskController.from_settings("disk", bench.controller.settings), tmp_path / "own", bench.state)
+    await again.open()
+    assert await again.get(places) == {1: b"secret words" * 100}
+    await again.controller.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"z" * 64, b"ab" * 33])
+async def test_what_is_no_key_is_refused(tmp_path, content):
+    key = tmp_path / "key"
+    key.write_bytes(content)
+    bench = Bench(DiskController(key_file=key), tmp_path / "own")
+    with pytest.raises(ControllerError, match="must hold 32 bytes"):
+        await bench.open()
+    await bench.controller.close()
+
+
+async def test_ciphertext_moved_to_another_place_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSTORAGE_TEST_KEY", "11" * 32)
+    bench = Bench(DiskController(key_env="DSTORAGE_TEST_KEY"), tmp_path / "own")
+    await bench.open()
+    first = (await bench.put({1: b"a" * 5000}))[1]
+    second = (await bench.put({1: b"b" * 5000}))[1]
+    one, two = layout.unpack(1, first), layout.unpack(1, second)
+    with (tmp_path / "own" / layout.file_name(1)).open("r+b") as file:
+        file.seek(one.first)
+        old = file.read(one.stored)
+        file.seek(two.first)
+        file.write(old)
+    forged = layout.pack(two._replace(checksum=one.checksum))
+    (answer,) = await bench.controller.read([ReadRequest(1, forged)])
+    assert isinstance(answer, CorruptData)
+    await bench.controller.close()
+
+
+# -- the device itself ------------------------------------------------------------------------------------------------------
+
+MOUNTS = [
+    "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/vda rw",
+    "40 22 0:40 / /mnt/lab rw - nfs4 server:/lab rw",
+    "41 40 0:41 / /mnt/lab/local rw - xfs /dev/sdb rw",
+    "42 22 0:42 / /mnt/two\\040words rw - cifs //server/x rw",
+    "nonsense",
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me", None),
+        ("/mnt/lab/store", "nfs4"),
+        ("/mnt/laboratory", None),
+        ("/mnt/lab/local/store", None),
+        ("/mnt/two words/store", "cifs"),
+    ],
+)
+def test_network_file_systems_are_known_by_their_mount(path, kind):
+    from pathlib import Path
+
+    from dstorage_controllers.disk.device import network_type
+
+    assert network_type(MOUNTS, Path(path)) == kind
+
+
+async def test_a_network_file_system_is_warned_of(tmp_path):
+    class Remote(Device):
+        def network_type(self, path):
+            return "nfs4"
+
+    bench = Bench(DiskController(device=Remote()), tmp_path / "own")
+    with pytest.warns(RuntimeWarning, match="network file system"):
+        await bench.open()
+    await bench.controller.close()
+
+
+async def test_open_costs_one_look_at_each_segment(bench, tmp_path):
+    await bench.commit(await bench.put(chunks(1, 200, 4096)))
+    await bench.controller.close()
+
+    class Counting(FaultyDevice):
+        def size(self, path):
+            self.calls["size"] += 1
+            return super().size(path)
+
+    device = Counting()
+    again = await reopened(bench, tmp_path, device=device)
+    assert device.calls["size"] == len(bench.state) - 1
+    assert not device.calls["preadv"]
+    assert not device.calls["open"]
+    await again.controller.close()
