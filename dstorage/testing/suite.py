@@ -766,19 +766,6 @@ class ControllerTests(ABC):
 
         self._with(scenario)
 
-    def test_closing_waits_for_what_is_under_way(self) -> None:
-        """Calls that were made before `close` are answered."""
-
-        async def scenario(bench: Bench) -> None:
-            places = await bench.put({1: payload(1, 2**20)})
-            reading = asyncio.create_task(bench.get(places))
-            writing = asyncio.create_task(bench.put({2: payload(2, 2**20)}))
-            await asyncio.sleep(0)
-            await asyncio.gather(reading, writing, bench.controller.close())
-            assert reading.result() == {1: payload(1, 2**20)}
-
-        self._with(scenario)
-
     def test_closing_without_opening_is_no_error(self) -> None:
         """Also after an `open` that failed, which leaves the same."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from dstorage.controller import Buffer
@@ -118,6 +119,9 @@ class Appender:
             with self._log.files.using(segment) as fd:
                 written, error = write_all(device, fd, _gathered(run), segment.tail)
                 whole = [extent for extent in run if extent.place.end <= written]
+                if error is not None:
+                    # First of all, so that a full disk has room for the slots of what did fit.
+                    self._cut(segment, whole[-1].place.end if whole else segment.tail)
                 if whole:
                     locators = [layout.pack(extent.place) for extent in whole]
                     failed = self._name(fd, segment, [(e.id, loc) for e, loc in zip(whole, locators, strict=True)])
@@ -135,11 +139,12 @@ class Appender:
         for extent in run:
             self._log.give_back(extent.place.stored)
             answers[extent.at] = self._explain(error, f"write chunk {extent.id}", extent.place.stored)
-        try:
-            device.truncate(self._log.files.path(segment.number), segment.tail)
-        except OSError:
-            # What stays behind the tail is written over by the next append.
-            return
+        self._cut(segment, segment.tail)
+
+    def _cut(self, segment: Segment, tail: int) -> None:
+        # What stays behind the tail, should this fail, is written over by the next append.
+        with suppress(OSError):
+            self._log.files.device.truncate(self._log.files.path(segment.number), tail)
 
     def _name(self, fd: int, segment: Segment, pairs: list[tuple[int, Locator]]) -> OSError | None:
         slots = [layout.pack_entry(id, locator) for id, locator in pairs]
