@@ -15,17 +15,19 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import lmdb
 
-from dstorage.errors import CorruptData, NotAStoreError, VersionError
-from dstorage.record import KEY, Record, pack_record, unpack_record
+from dstorage.errors import CorruptData, NotAStoreError, UsageError, VersionError
+from dstorage.record import KEY, MAX_ID, Record, pack_record, unpack_record
 
 FORMAT_VERSION = 1
 FIRST_MAP_BYTES = 64 * 2**20
+RECORDS_AT_A_TIME = 1024
 MAX_NAME_BYTES = 511
 """LMDB's limit on the length of a key."""
 
@@ -33,6 +35,38 @@ _STATE_KEY = struct.Struct(">IQ")
 """Controller index, then the controller's own key; big-endian, so that one controller's entries lie together."""
 _INDEX_KEY = struct.Struct(">I")
 _ID = struct.Struct("<Q")
+
+
+class _Shared:
+    """An environment and who uses it: LMDB wants one per process, so a reader beside the writer of its own process shares."""
+
+    def __init__(self, env: lmdb.Environment, read_only: bool) -> None:
+        self.env = env
+        self.read_only = read_only
+        self.users: list[Catalog] = []
+
+
+_shared: dict[Path, _Shared] = {}
+
+
+def _share(path: Path, *, map_size: int, read_only: bool) -> _Shared:
+    shared = _shared.get(path.resolve())
+    if shared is None:
+        env = lmdb.open(
+            str(path),
+            map_size=map_size,
+            max_dbs=16,
+            readonly=read_only,
+            create=not read_only,
+            max_readers=512,
+            # Point reads at random: reading pages ahead of them would only push the program's own out.
+            readahead=False,
+            mode=0o600,
+        )
+        shared = _shared[path.resolve()] = _Shared(env, read_only)
+    elif shared.read_only and not read_only:
+        raise UsageError(f"{path.parent} is open here with read_only=True: close that first, then open it for writing")
+    return shared
 
 
 @dataclass(slots=True)
@@ -75,24 +109,19 @@ class Catalog:
         if not read_only:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            self._env = lmdb.open(
-                str(path),
+            self._shared = _share(
+                path,
                 map_size=max(FIRST_MAP_BYTES, data.stat().st_size * 2 if exists else 0),
-                max_dbs=16,
-                readonly=read_only,
-                create=not read_only,
-                max_readers=512,
-                # Point reads at random: reading pages ahead of them would only push the program's own out.
-                readahead=False,
-                mode=0o600,
+                read_only=read_only,
             )
         except lmdb.Error as error:
             raise CorruptData(f"{data} cannot be opened as a catalog: {error}") from error
-        self._read_only = read_only
+        self._env = self._shared.env
+        self._shared.users.append(self)
         try:
             self._open_tables(exists)
         except BaseException:
-            self._env.close()
+            self._leave()
             raise
         self._txn = self._env.begin()
 
@@ -149,14 +178,20 @@ class Catalog:
                 yield key, _ID.unpack(raw)[0]
 
     def records(self, start: int = 0) -> Iterator[tuple[int, Record]]:
-        """All committed (id, record) pairs with id >= `start`, in order of id, as of now.
+        """All committed (id, record) pairs with id >= `start`, in order of id.
 
-        The iterator has a snapshot of its own: commits meanwhile do not disturb it. Close it when it is not exhausted.
+        Commits meanwhile do not disturb it; it shows each part of the ids as it is when it comes there.
         """
-        with self._env.begin(db=self._records) as txn, txn.cursor() as cursor:
-            if cursor.set_range(KEY.pack(start)):
-                for key, raw in cursor:
-                    yield KEY.unpack(key)[0], unpack_record(raw)
+        while True:
+            # No transaction stays open between two parts: it would keep the map from growing.
+            with self._txn.cursor(db=self._records) as cursor:
+                if not cursor.set_range(KEY.pack(start)):
+                    return
+                part = [(KEY.unpack(key)[0], unpack_record(raw)) for key, raw in islice(cursor, RECORDS_AT_A_TIME)]
+            yield from part
+            if len(part) < RECORDS_AT_A_TIME or part[-1][0] == MAX_ID:
+                return
+            start = part[-1][0] + 1
 
     def count(self) -> int:
         """Number of committed records; costs no scan."""
@@ -223,9 +258,11 @@ class Catalog:
 
     def _grow(self, size: int) -> None:
         # LMDB moves the map: no transaction of this process may be open meanwhile.
-        self._txn.abort()
+        for user in self._shared.users:
+            user._txn.abort()
         self._env.set_mapsize(size)
-        self._txn = self._env.begin()
+        for user in self._shared.users:
+            user._txn = self._env.begin()
 
     def superseded(self, ids: Iterable[int]) -> dict[int, Record]:
         """The committed records of those `ids` that have one (for the writer thread)."""
@@ -278,8 +315,15 @@ class Catalog:
 
     def close(self) -> None:
         """Give the environment back. Idempotent."""
-        self._txn.abort()
-        self._env.close()
+        if self in self._shared.users:
+            self._txn.abort()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._shared.users.remove(self)
+        if not self._shared.users:
+            del _shared[self.path.resolve()]
+            self._env.close()
 
     def __repr__(self) -> str:
         return f"<Catalog {str(self.path)!r}, {self.count()} records>"

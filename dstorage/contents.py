@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from dstorage.store import Store
 
 
+IDLE_AT_A_TIME = 64
+"""Chunks written at once to make room for handles."""
+
+
 class Contents:
     """The calls of `Store` and `Handle` that change chunks."""
 
@@ -80,7 +84,14 @@ class Contents:
         size, index = self._check_create(data, durable, controller)
         if not self._memory.reserve(size, dirty=True):
             await self._room.reserve(size, 0, wait)
+        if self._table.full:
+            await self._write_idle()
         return self._create(data, size, durable, index)
+
+    async def _write_idle(self) -> None:
+        """Too many handles: have some unreferenced dirty ones written, so that they can leave the table."""
+        idle = [page for page in self._memory.dirty if not page.refs][:IDLE_AT_A_TIME]
+        await asyncio.gather(*[self.flush(page) for page in idle if isinstance(page, Handle)])
 
     def create_nowait(self, data: Buffer | int, *, durable: bool = True, controller: str | None = None) -> Handle:
         """`create` without waiting.

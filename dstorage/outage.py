@@ -93,9 +93,9 @@ class Outages:
         return outage.retry_at
 
     def due(self, handle: Handle) -> bool:
-        """Whether it is time to ask again."""
+        """Whether it is time to ask again; memory may have room again at any moment."""
         outage = self._outages.get(handle)
-        return outage is None or asyncio.get_running_loop().time() >= outage.retry_at
+        return outage is None or outage.controller is None or asyncio.get_running_loop().time() >= outage.retry_at
 
     def wait(self, handle: Handle, patient: Patient) -> None:
         """Let `patient` wait for an unavailable handle."""

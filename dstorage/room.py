@@ -22,14 +22,20 @@ class Room:
         self._writeback = writeback
         self._table = table
 
-    async def reserve(self, size: int, id: int, wait: float | None) -> None:
-        """Reserve room for dirty contents, waiting for write-back, and up to `wait` seconds for references.
+    async def reserve(self, size: int, id: int, wait: float | None, *, dirty: bool = True) -> None:
+        """Reserve room, waiting for write-back, and up to `wait` seconds for references.
+
+        Args:
+            size: Bytes.
+            id: The chunk it is for, or 0, for messages.
+            wait: Seconds.
+            dirty: The contents will be dirty.
 
         Raises:
             MemoryUnavailable: There is none.
         """
         memory = self._memory
-        if memory.reserve(size, dirty=True):
+        if memory.reserve(size, dirty=dirty):
             return
         self._check_fits(size, id)
         deadline = None if wait is None else asyncio.get_running_loop().time() + wait
@@ -37,11 +43,11 @@ class Room:
 
         def grant() -> None:
             if granted.done():
-                memory.give_back(size, dirty=True)
+                memory.give_back(size, dirty=dirty)
             else:
                 granted.set_result(None)
 
-        request = RoomRequest(size, True, grant)
+        request = RoomRequest(size, dirty, grant)
         memory.wait(request)
         self._writeback.wake()
         try:
@@ -55,7 +61,7 @@ class Room:
                 await asyncio.wait([granted], timeout=RECHECK_S)
         except BaseException:
             if granted.done() and not granted.cancelled():
-                memory.give_back(size, dirty=True)
+                memory.give_back(size, dirty=dirty)
             else:
                 granted.cancel()
                 memory.abandon(request)

@@ -121,11 +121,13 @@ class Store:
             spawn=self.spawn,
             discard=self.discard,
         )
-        self._mover = Mover(self._memory, self._index, self._registry, discard=self.discard, events=self._events)
         self._ids = IdAllocator(catalog, self._committer, self.spawn)
         self.table = HandleTable(self, self._memory, options.max_handles, self._outages.end)
         self._handles = self.table.handles
         self.room = Room(self._memory, self._writeback, self.table)
+        self._mover = Mover(
+            self._memory, self.room, self._index, self._registry, discard=self.discard, events=self._events
+        )
         self.resolver = Resolver(
             self.table,
             self._pagein,

@@ -74,6 +74,11 @@ class HandleTable:
             self._shrink_table(limit - 1)
         self.handles[handle.id] = handle
 
+    @property
+    def full(self) -> bool:
+        """Whether one more handle would be one too many."""
+        return self._max_handles is not None and len(self.handles) >= self._max_handles
+
     def _shrink_table(self, target: int) -> None:
         while len(self.handles) > target:
             if not self._memory.evict_one("limit"):

@@ -16,7 +16,6 @@ from dstorage.errors import (
     CorruptData,
     DStorageError,
     Lost,
-    MemoryUnavailable,
     StoreFull,
     TemporarilyUnavailable,
 )
@@ -25,16 +24,21 @@ from dstorage.index import Index
 from dstorage.paging.memory import Memory
 from dstorage.record import Locator, Record
 from dstorage.registry import Entry, Registry
+from dstorage.room import Room
 
 BATCH_BYTES = 4 * 2**20
 BATCH_CHUNKS = 64
+SHARE = 1 / 8
+"""Of the memory: as much may be on its way between controllers."""
+ROOM_WAIT_S = 30.0
 
 
 class Mover:
     """Moves the chunks of one store.
 
     Args:
-        memory: Gives room for the bytes on their way.
+        memory: Holds the bytes on their way.
+        room: Waits for room for them.
         index: Says where chunks are and learns where they went.
         registry: Knows the controllers.
         discard: Frees places.
@@ -44,6 +48,7 @@ class Mover:
     def __init__(
         self,
         memory: Memory,
+        room: Room,
         index: Index,
         registry: Registry,
         *,
@@ -51,6 +56,7 @@ class Mover:
         events: Events,
     ) -> None:
         self._memory = memory
+        self._room = room
         self._index = index
         self._registry = registry
         self._discard = discard
@@ -74,7 +80,7 @@ class Mover:
                 if record.controller != target.index:
                     by_controller.setdefault(record.controller, []).append((id, record))
             for index, chunks in by_controller.items():
-                for part in _parts(chunks):
+                for part in self._parts(chunks):
                     moved += await self._move(index, part, target)
         return moved
 
@@ -92,7 +98,7 @@ class Mover:
             and record.locator == locator
         )
         moved = 0
-        for part in _parts(current):
+        for part in self._parts(current):
             moved += await self._move(entry.index, part, entry)
         return moved
 
@@ -121,8 +127,7 @@ class Mover:
         source = self._loaded(self._registry[source_index], source_index)
         destination = self._loaded(target, target.index)
         size = sum(record.locator.size for _, record in chunks)
-        if not self._memory.reserve(size):
-            raise MemoryUnavailable(f"no room for {size} bytes on their way to controller {target.name!r}")
+        await self._room.reserve(size, 0, ROOM_WAIT_S, dirty=False)
         try:
             found = await source.read([ReadRequest(id, record.locator) for id, record in chunks])
             whole = []
@@ -156,6 +161,20 @@ class Mover:
             raise failure
         return moved
 
+    def _parts(self, chunks: Iterable[tuple[int, Record]]) -> Iterator[list[tuple[int, Record]]]:
+        """Cut a list into parts of bounded size (but at least one chunk)."""
+        most = min(BATCH_BYTES, int(self._memory.limit * SHARE))
+        part: list[tuple[int, Record]] = []
+        total = 0
+        for id, record in chunks:
+            if part and (total + record.locator.size > most or len(part) >= BATCH_CHUNKS):
+                yield part
+                part, total = [], 0
+            part.append((id, record))
+            total += record.locator.size
+        if part:
+            yield part
+
     @staticmethod
     def _loaded(entry: Entry | None, index: int) -> Controller:
         if entry is None or entry.controller is None:
@@ -176,17 +195,3 @@ class Mover:
         )
         explained.__cause__ = error
         return explained
-
-
-def _parts(chunks: Iterable[tuple[int, Record]]) -> Iterator[list[tuple[int, Record]]]:
-    """Cut a list into parts of at most BATCH_BYTES (but at least one chunk)."""
-    part: list[tuple[int, Record]] = []
-    total = 0
-    for id, record in chunks:
-        if part and (total + record.locator.size > BATCH_BYTES or len(part) >= BATCH_CHUNKS):
-            yield part
-            part, total = [], 0
-        part.append((id, record))
-        total += record.locator.size
-    if part:
-        yield part

@@ -141,7 +141,7 @@ class Memory:
         if self.critical:
             self._policy.remove(page)
             self._retire(page)
-        elif self._max_cached is not None and len(self._policy) > self._max_cached:
+        else:
             self._trim_cached()
 
     def replace(self, page: Page, buffer: bytes | memoryview) -> None:
@@ -177,6 +177,7 @@ class Memory:
                 page.place = READY
                 self._ready[page] = None
                 self._ready_bytes += page.size
+                self._trim_cached()
 
     def unwashable(self, page: Page) -> None:
         """The contents of a page in the laundry could not be written: it stays."""
@@ -203,8 +204,7 @@ class Memory:
             else:
                 page.place = IN_ORDER
                 self._policy.restore(page)
-                if self._max_cached is not None and len(self._policy) > self._max_cached:
-                    self._trim_cached()
+                self._trim_cached()
             if self._waiting:
                 self.poke()
 
@@ -319,15 +319,16 @@ class Memory:
             self._leave(page, "critical")
 
     def _trim_cached(self) -> None:
-        assert self._max_cached is not None
-        while len(self._policy) > self._max_cached:
-            page = self._policy.victim()
+        """Keep to the limit on unreferenced pages; the referenced ones the hand meets are parked and count no more."""
+        if self._max_cached is None:
+            return
+        while len(self._policy) + len(self._ready) + len(self.laundry) > self._max_cached:
+            page = self._next_clean()
             if page is None:
+                if self.laundry:
+                    self._on_laundry()
                 return
-            if page.refs or page.dirty:
-                self._choose(page)
-            else:
-                self._leave(page, "limit")
+            self._leave(page, "limit")
 
     def _leave(self, page: Page, reason: str) -> None:
         """Drop the contents of a page that is in no container any more."""

@@ -1,0 +1,567 @@
+"""Stores: opening, locking, versions, controllers, commits, limits, many chunks at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import warnings
+
+import lmdb
+import pytest
+from conftest import settle
+from memory_controller import MemoryController
+
+import dstorage
+from dstorage import (
+    ClosedError,
+    InvalidArgumentError,
+    Lost,
+    MemoryUnavailable,
+    NotAStoreError,
+    ReadOnlyError,
+    Status,
+    StoreFull,
+    StoreLocked,
+    TemporarilyUnavailable,
+    TooManyHandles,
+    VersionError,
+)
+
+KIB = 1024
+
+
+def opening(path, *controllers, **options):
+    return dstorage.open(
+        path, **{"budget": 2**20, "controllers": controllers, "commit_interval": None, "pressure": None} | options
+    )
+
+
+async def fill(store, count, size=1000, **options):
+    ids = []
+    for number in range(count):
+        with await store.create(number.to_bytes(4, "big") * (size // 4), **options) as handle:
+            ids.append(handle.id)
+    return ids
+
+
+def crash(store):
+    """Let go of the files without closing in order, as the end of the process does."""
+    store._closed = "the process has crashed"
+    store._writer.shutdown()
+    store._catalog.close()
+    store._lock.release()
+
+
+# -- opening --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_second_writer_is_refused_with_the_pid_of_the_first(tmp_path):
+    async with opening(tmp_path, MemoryController()):
+        with pytest.raises(StoreLocked, match=f"process {os.getpid()}") as caught:
+            await opening(tmp_path, MemoryController())
+        assert caught.value.pid == os.getpid()
+        script = "import dstorage, asyncio, sys; asyncio.run(dstorage.open(sys.argv[1], pressure=None)._open())"
+        child = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert f"process {os.getpid()}" in child.stderr
+    async with opening(tmp_path, MemoryController()):
+        pass
+
+
+async def test_a_newer_store_is_refused_and_untouched(tmp_path):
+    async with opening(tmp_path, MemoryController()):
+        pass
+    env = lmdb.open(str(tmp_path / "catalog"), max_dbs=16)
+    with env.begin(write=True) as txn:
+        txn.put(b"format", b"2", db=env.open_db(b"meta", txn))
+    env.close()
+    before = (tmp_path / "catalog" / "data.mdb").read_bytes()
+    with pytest.raises(VersionError, match="has store format 2, this version of dstorage reads up to 1") as caught:
+        await opening(tmp_path, MemoryController())
+    assert (caught.value.found, caught.value.supported) == (2, 1)
+    assert (tmp_path / "catalog" / "data.mdb").read_bytes() == before
+
+
+async def test_what_is_no_store_is_told(tmp_path):
+    with pytest.raises(NotAStoreError, match="dstorage init"):
+        await opening(tmp_path / "nothing", create=False)
+    with pytest.raises(NotAStoreError):
+        await dstorage.open(tmp_path / "nothing", read_only=True)
+    (tmp_path / "bad" / "catalog").mkdir(parents=True)
+    (tmp_path / "bad" / "catalog" / "data.mdb").write_bytes(b"no catalog" * 1000)
+    with pytest.raises(dstorage.CorruptData):
+        await opening(tmp_path / "bad", MemoryController())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": 0},
+        {"budget": "lots"},
+        {"dirty_share": 0},
+        {"commit_interval": 0},
+        {"max_handles": 0},
+        {"max_cached": 0},
+        {"policy": "magic"},
+    ],
+)
+async def test_bad_options_are_named(tmp_path, options):
+    with pytest.raises(InvalidArgumentError):
+        await opening(tmp_path, MemoryController(), **options)
+
+
+async def test_after_close_every_call_says_so(tmp_path):
+    store = await opening(tmp_path, MemoryController())
+    await store.close()
+    await store.close()
+    for call in (lambda: store.handle(1), lambda: store.create_nowait(b""), store.ids, lambda: store.prefetch([1])):
+        with pytest.raises(ClosedError, match="open it again"):
+            call()
+
+
+async def test_closing_with_referenced_handles_warns(tmp_path):
+    store = await opening(tmp_path, MemoryController())
+    handle = await store.create(b"x")
+    with pytest.warns(ResourceWarning, match=f"1 handles were still referenced when the store was closed: {handle.id}"):
+        await store.close()
+
+
+async def test_ids_are_never_reused_even_after_a_crash(tmp_path):
+    medium = MemoryController().medium
+    store = await opening(tmp_path, MemoryController(medium=medium))
+    first = (await fill(store, 3))[-1]
+    crash(store)
+    async with opening(tmp_path, MemoryController(medium=medium)) as again:
+        assert (await fill(again, 1))[0] > first
+        last = (await fill(again, 1))[0]
+    async with opening(tmp_path, MemoryController(medium=medium)) as again:
+        assert (await fill(again, 1)) == [last + 1]
+
+
+async def test_a_forked_child_is_refused(tmp_path):
+    async with opening(tmp_path, MemoryController()) as store:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                store.handle(77)
+            except ClosedError as error:
+                os._exit(0 if "forked child must open its own" in str(error) else 1)
+            os._exit(2)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        await fill(store, 1)
+
+
+# -- reading beside the writer --------------------------------------------------------------------------------------------
+
+
+async def test_a_read_only_open_shows_the_last_commit_and_changes_nothing(tmp_path):
+    async with dstorage.open(tmp_path, budget=2**20, commit_interval=None, pressure=None) as store:
+        ids = await fill(store, 10)
+        await store.commit()
+        uncommitted = (await fill(store, 1))[0]
+        async with dstorage.open(tmp_path, budget=2**20, read_only=True, pressure=None) as reader:
+            async with reader.handle(ids[3]) as data:
+                assert data == (3).to_bytes(4, "big") * 250
+            with pytest.raises(Lost):
+                async with reader.handle(uncommitted):
+                    pass
+            for change in (lambda: reader.create_nowait(b"x"), lambda: reader.set_name(b"n", 1)):
+                with pytest.raises(ReadOnlyError):
+                    change()
+            with pytest.raises(ReadOnlyError):
+                await reader.commit()
+            # The writer goes on: rewrites, commits, frees the old places; the reader follows.
+            for id in ids:
+                with store.handle(id) as handle:
+                    await handle.replace(b"new" * 100)
+            await store.commit()
+            await asyncio.sleep(0.05)
+            async with reader.handle(ids[5]) as data:
+                assert data == b"new" * 100
+            async with reader.handle(uncommitted) as data:
+                assert len(data) == 1000
+
+
+# -- controllers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_indices_stay_and_a_known_name_replaces_the_instance(tmp_path):
+    first, second = MemoryController("one"), MemoryController("two")
+    async with opening(tmp_path, first, second) as store:
+        ids = await fill(store, 2, controller="two")
+        await store.commit()
+        assert [c.index for c in store.controllers()] == [0, 1]
+        again = MemoryController("one")
+        assert await store.register(again) == 0
+        assert first.closed
+        assert store.controller("one") is again
+        assert await store.register(MemoryController("three")) == 2
+        assert store.info(ids[0]).controller == "two"
+
+
+async def test_a_controller_not_loaded_is_unavailable_until_it_registers(tmp_path):
+    medium = MemoryController().medium
+    async with opening(tmp_path, MemoryController("kept", medium=medium)) as store:
+        ids = await fill(store, 2)
+    with pytest.warns(RuntimeWarning, match="'kept' is not available: no installed package offers"):
+        store = await opening(tmp_path, MemoryController("other"))
+    async with store:
+        handle = store.handle(ids[0])
+        with pytest.raises(TemporarilyUnavailable, match="'kept', which is not loaded"):
+            await handle
+        waiting = asyncio.create_task(handle.get(wait=30))
+        await settle()
+        await store.register(MemoryController("kept", medium=medium))
+        assert len(await asyncio.wait_for(waiting, 1)) == 1000
+        handle.release()
+
+
+async def test_declared_removed_is_lost_for_ever(tmp_path):
+    async with opening(tmp_path, MemoryController("gone"), MemoryController("stays")) as store:
+        ids = await fill(store, 2, controller="gone")
+        await store.commit()
+        store.set_budget(1)
+        store.set_budget(2**20)
+        await store.declare_removed("gone")
+        with pytest.raises(Lost, match="controller 'gone' was declared removed"):
+            async with store.handle(ids[0]):
+                pass
+        with pytest.raises(InvalidArgumentError, match="declared removed"):
+            await store.register(MemoryController("gone"))
+    async with opening(tmp_path, MemoryController("stays")) as store:
+        with pytest.raises(Lost, match="declared removed"):
+            async with store.handle(ids[1]):
+                pass
+
+
+async def test_the_fastest_with_room_takes_new_chunks_and_full_is_not_an_error(tmp_path):
+    fast, slow = MemoryController("fast", rank=90, capacity=5000), MemoryController("slow", rank=10)
+    async with opening(tmp_path, slow, fast) as store:
+        ids = await fill(store, 12)
+        await store.commit()
+        kept = [store.info(id).controller for id in ids]
+        assert kept.count("fast") == 5
+        assert kept.count("slow") == 7
+
+
+async def test_durable_chunks_never_go_to_a_volatile_controller(tmp_path):
+    ram, disk = MemoryController("ram", rank=90, volatile=True), MemoryController("disk", rank=10)
+    async with opening(tmp_path, ram, disk) as store:
+        durable = await fill(store, 3)
+        scratch = await fill(store, 3, durable=False)
+        for id in scratch:
+            with store.handle(id) as handle:
+                await handle.flush()
+        await store.commit()
+        assert {store.info(id).controller for id in durable} == {"disk"}
+        assert {store.info(id).controller for id in scratch} == {"ram"}
+        with pytest.raises(InvalidArgumentError, match="volatile"):
+            await store.create(b"x", controller="ram")
+    # An orderly close has made the scratch chunks durable.
+    async with opening(
+        tmp_path, MemoryController("disk", medium=disk.medium), MemoryController("ram", volatile=True)
+    ) as store:
+        for number, id in enumerate(scratch):
+            async with store.handle(id) as data:
+                assert data == number.to_bytes(4, "big") * 250
+
+
+async def test_when_everything_is_full_the_commit_fails_and_nothing_is_lost(tmp_path):
+    only = MemoryController("only", capacity=3000)
+    async with opening(tmp_path, only) as store:
+        ids = await fill(store, 5)
+        with pytest.raises(StoreFull, match="controllers only are full"):
+            await store.commit()
+        for number, id in enumerate(ids):
+            async with store.handle(id) as data:
+                assert data == number.to_bytes(4, "big") * 250
+        only.capacity = None
+        only.context.status_changed()
+        await store.commit()
+        assert store.stats().dirty == 0
+
+
+async def test_migrate_keeps_ids_while_they_are_read_and_written(tmp_path):
+    a, b = MemoryController("a", rank=90), MemoryController("b", rank=10)
+    async with opening(tmp_path, a, b, budget=20_000) as store:
+        ids = await fill(store, 50)
+        await store.commit()
+        model = {id: number.to_bytes(4, "big") * 250 for number, id in enumerate(ids)}
+
+        async def use():
+            for round_ in range(4):
+                for id in ids:
+                    async with store.handle(id) as data:
+                        assert data == model[id]
+                    if id % 5 == round_:
+                        model[id] = bytes([round_]) * 500
+                        with store.handle(id) as handle:
+                            await handle.replace(model[id])
+                    await asyncio.sleep(0)
+
+        async def move():
+            for target in ("b", "a", "b"):
+                await store.commit()
+                await store.migrate(ids, to=target)
+                await asyncio.sleep(0)
+
+        await asyncio.gather(use(), move())
+        await store.commit()
+        await settle()
+        for id in ids:
+            async with store.handle(id) as data:
+                assert data == model[id]
+        kept = sorted(data for c in (a, b) for data in c.medium.cells.values())
+        assert kept == sorted(model.values())
+
+
+# -- commits --------------------------------------------------------------------------------------------------------------
+
+
+async def test_commits_asked_for_together_share_one(store):
+    await fill(store, 5)
+    await asyncio.gather(*[store.commit() for _ in range(10)])
+    assert store.stats().commits <= 2
+
+
+async def test_a_commit_takes_the_contents_of_its_moment(tmp_path, memory):
+    async with opening(tmp_path, memory) as store:
+        (id,) = await fill(store, 1)
+        memory.write_gate = asyncio.Event()
+        commit = asyncio.create_task(store.commit())
+        await settle()
+        with store.handle(id) as handle:
+            with handle.edit() as buf:
+                buf[:5] = b"LATER"
+            other = await store.create(b"after the cut")
+            other.release()
+            memory.write_gate.set()
+            await commit
+            assert handle.dirty
+            assert handle.data[:5] == b"LATER"
+        # A crash now: what came after the cut is gone, what was before is whole.
+        crash(store)
+        async with opening(tmp_path, MemoryController(medium=memory.medium), commit_interval=None) as crashed:
+            async with crashed.handle(id) as data:
+                assert data == (0).to_bytes(4, "big") * 250
+            with pytest.raises(Lost):
+                async with crashed.handle(other.id):
+                    pass
+
+
+async def test_a_failed_sync_leaves_the_last_commit_and_keeps_the_changes(store, memory):
+    ids = await fill(store, 3)
+    await store.commit()
+    with store.handle(ids[0]) as handle:
+        await handle.replace(b"changed")
+    memory.sync_error = dstorage.ControllerUnavailable("cable out")
+    with pytest.raises(TemporarilyUnavailable, match="cannot make the commit durable now"):
+        await store.commit()
+    assert store._catalog.get(ids[0]).locator.size == 1000
+    memory.sync_error = None
+    await store.commit()
+    assert store._catalog.get(ids[0]).locator.size == 7
+
+
+async def test_cancelling_a_commit_leaves_it_going_on(store, memory):
+    await fill(store, 3)
+    memory.write_gate = asyncio.Event()
+    commit = asyncio.create_task(store.commit())
+    await settle()
+    commit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await commit
+    memory.write_gate.set()
+    await store.commit()
+    assert store.stats().commits >= 1
+    assert store.stats().dirty == 0
+
+
+async def test_the_background_commits_by_itself(tmp_path, memory):
+    async with opening(tmp_path, memory, commit_interval=0.01) as store:
+        with store.events() as events:
+            await fill(store, 1)
+            async with asyncio.timeout(10):
+                async for event in events:
+                    if event.kind == "commit":
+                        break
+        assert store.stats().chunks == 1
+
+
+async def test_names_are_committed_with_the_chunks(tmp_path, memory):
+    async with opening(tmp_path, memory) as store:
+        (id,) = await fill(store, 1)
+        store.set_name(b"a/1", id)
+        store.set_name(b"a/2", id)
+        store.set_name(b"b", id)
+        await store.commit()
+        store.set_name(b"a/2", None)
+        store.set_name(b"a/3", id)
+        assert dict(store.names(b"a/")) == {b"a/1": id, b"a/3": id}
+    async with opening(tmp_path, MemoryController(medium=memory.medium)) as store:
+        assert store.get_name(b"a/1") == id
+        assert store.get_name(b"a/2") is None
+        with pytest.raises(InvalidArgumentError):
+            store.set_name(b"x" * 512, id)
+
+
+async def test_the_catalog_grows_by_itself(tmp_path, memory, monkeypatch):
+    monkeypatch.setattr("dstorage.catalog.FIRST_MAP_BYTES", 256 * KIB)
+    async with opening(tmp_path, memory) as store:
+        for _ in range(4):
+            await fill(store, 5000, size=4)
+            await store.commit()
+        assert store.stats().chunks == 20_000
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_budget_changes_while_running_down_to_what_references_hold(store):
+    ids = await fill(store, 100, 8000)
+    await store.commit()
+    held = store.handle(ids[0])
+    await held
+    store.set_budget(50_000)
+    assert store.stats().used <= 50_000
+    store.set_budget(1000)
+    assert store.stats().used == 8000
+    assert held.data[:4] == bytes(4)
+    held.release()
+    with pytest.raises(MemoryUnavailable, match="more than the whole budget"):
+        async with store.handle(ids[1]):
+            pass
+    store.set_budget(2**20)
+    async with store.handle(ids[1]) as data:
+        assert len(data) == 8000
+
+
+async def test_a_producer_faster_than_the_controller_is_slowed(tmp_path, memory):
+    async with opening(tmp_path, memory, budget=100_000, dirty_share=0.3) as store:
+        memory.write_gate = asyncio.Event()
+        created = 0
+
+        async def produce():
+            nonlocal created
+            for _ in range(30):
+                (await store.create(bytes(5000))).release()
+                created += 1
+
+        task = asyncio.create_task(produce())
+        await settle(50)
+        assert created == 6
+        assert store.stats().dirty == 30_000
+        with pytest.raises(MemoryUnavailable, match="30000 dirty"):
+            store.create_nowait(bytes(5000))
+        memory.write_gate.set()
+        await task
+        assert created == 30
+
+
+async def test_limits_on_handles(tmp_path, memory):
+    async with opening(tmp_path, memory, max_handles=10, max_cached=4) as store:
+        ids = await fill(store, 20)
+        await store.commit()
+        for id in ids:
+            async with store.handle(id):
+                pass
+        assert store.stats().handles <= 5
+        held = [store.handle(id) for id in ids[:10]]
+        with pytest.raises(TooManyHandles, match="max_handles"):
+            store.handle(ids[10])
+        for handle in held:
+            handle.release()
+        async with store.handle(ids[10]):
+            pass
+
+
+async def test_one_pass_over_everything_does_not_flush_the_hot_set(tmp_path, memory):
+    async with opening(tmp_path, memory, budget=100_000) as store:
+        ids = await fill(store, 1000)
+        await store.commit()
+        hot = ids[:50]
+        for _ in range(4):
+            for id in hot:
+                async with store.handle(id):
+                    pass
+        for id in ids[200:]:
+            async with store.handle(id):
+                pass
+        assert sum(store.info(id).resident for id in hot) >= 40
+
+
+# -- many -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_resolve_each_gives_more_than_memory_holds(tmp_path, memory):
+    async with opening(tmp_path, memory, budget=50_000) as store:
+        ids = await fill(store, 300)
+        found = {}
+        async for handle in store.resolve_each([*ids, 99999]):
+            found[handle.id] = handle.status
+        assert found == dict.fromkeys(ids, Status.RESOLVED) | {99999: Status.LOST}
+        assert store.stats().handles <= 60
+
+
+async def test_resolve_all_is_all_or_nothing(store):
+    ids = await fill(store, 5)
+    handles = await store.resolve_all(ids)
+    assert [h.id for h in handles] == ids
+    for handle in handles:
+        handle.release()
+    with pytest.raises(Lost):
+        await store.resolve_all([*ids, 99999])
+    assert all(store.info(id).refs == 0 for id in ids)
+
+
+async def test_wait_gives_the_first_n(store, memory):
+    ids = await fill(store, 5)
+    await store.commit()
+    store.set_budget(1)
+    store.set_budget(2**20)
+    memory.gate = asyncio.Event()
+    assert await store.wait(ids, 2, timeout=0.02) == []
+    memory.gate.set()
+    came = await store.wait(ids, 2, timeout=10)
+    assert len(came) == 2
+    for handle in came:
+        assert handle.status is Status.RESOLVED
+        handle.release()
+    with pytest.raises(InvalidArgumentError):
+        await store.wait(ids, 6)
+    assert await store.wait([], 0) == []
+
+
+async def test_prefetch_is_a_hint_that_never_fails(store, memory):
+    ids = await fill(store, 50)
+    await store.commit()
+    store.set_budget(1)
+    store.set_budget(2**20)
+    store.prefetch([*ids, 0, -5, 99999])
+    await settle()
+    assert all(store.info(id).resident for id in ids)
+    assert len(memory.reads) == 50
+    assert store.stats().unavailable == 0
+
+
+async def test_events_tell_what_happens(store, memory):
+    with store.events() as events:
+        (id,) = await fill(store, 1)
+        await store.commit()
+        store.set_budget(1)
+        store.set_budget(2**20)
+        async with store.handle(id):
+            pass
+        with store.handle(id) as handle:
+            handle.delete()
+    kinds = [event.kind async for event in events]
+    assert kinds == ["created", "written", "commit", "evicted", "resolved", "deleted"]
+
+
+def test_warnings_are_errors_here():
+    with pytest.raises(UserWarning):
+        warnings.warn("x", stacklevel=1)
