@@ -12,11 +12,16 @@ import pytest
 import typer.main
 
 import dstorage
+import dstorage.testing
 from dstorage.cli import app
 from dstorage.handle import TRANSITIONS
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
-PUBLIC = [pytest.param(getattr(dstorage, name), id=name) for name in dstorage.__all__]
+PUBLIC = [
+    pytest.param(getattr(package, name), id=f"{package.__name__}.{name}")
+    for package in (dstorage, dstorage.testing)
+    for name in package.__all__
+]
 
 
 def documented() -> list[str]:
@@ -25,9 +30,10 @@ def documented() -> list[str]:
     return [name for page in pages for name in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)]
 
 
-def test_the_reference_documents_all_that_is_public_once_and_nothing_else():
-    names = [name.removeprefix("dstorage.") for name in documented() if name.count(".") == 1]
-    assert sorted(names) == sorted(dstorage.__all__)
+@pytest.mark.parametrize("package", [dstorage, dstorage.testing], ids=lambda package: package.__name__)
+def test_the_reference_documents_all_that_is_public_once_and_nothing_else(package):
+    names = [name.rpartition(".") for name in documented()]
+    assert sorted(name for base, _, name in names if base == package.__name__) == sorted(package.__all__)
 
 
 def test_all_names_what_is_there_and_hides_no_class_of_ours():
@@ -35,7 +41,7 @@ def test_all_names_what_is_there_and_hides_no_class_of_ours():
     ours = {
         name
         for name, value in vars(dstorage).items()
-        if not name.startswith("_") and getattr(value, "__module__", "").startswith("dstorage")
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("dstorage.")
     }
     assert ours == set(dstorage.__all__)
 

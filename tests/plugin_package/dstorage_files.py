@@ -68,13 +68,15 @@ class FilesController(Controller):
         self._full = False
         self._committed_bytes = 0
         self._planned_bytes = 0
+        self._read_only = False
         self._status_changed: Callable[[], None] = lambda: None
 
     @classmethod
     def from_settings(cls, name: str, settings: Settings) -> FilesController:
         """Build one from what the catalog kept, believing none of it."""
         path, capacity, rank = settings.get("path"), settings.get("capacity"), settings.get("rank", 20)
-        if not isinstance(path, str) or not isinstance(capacity, int | None) or not isinstance(rank, int):
+        known = settings.keys() <= {"path", "capacity", "rank"}
+        if not (known and isinstance(path, str) and isinstance(capacity, int | None) and isinstance(rank, int)):
             raise InvalidArgumentError(f"controller {name!r} has settings that make no sense: {dict(settings)}")
         return cls(name, path, capacity=capacity, rank=rank)
 
@@ -94,17 +96,18 @@ class FilesController(Controller):
     async def open(self, context: OpenContext) -> None:
         """Take over the files of the last commit and delete what a crash has left beside them."""
         self._directory = self._path / f"{context.store_uuid}-{context.index}"
+        self._read_only = context.read_only
         self._status_changed = context.status_changed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"dstorage-{self.name}")
         self._sizes = {number: int.from_bytes(size, "little") for number, size in context.state.items()}
         self._used = self._committed_bytes = self._planned_bytes = sum(self._sizes.values())
         try:
-            await self._run(self._load, context.read_only)
+            await self._run(self._load)
         except OSError as error:
             raise ControllerUnavailable(f"controller {self.name!r} cannot use {self._directory}: {error}") from error
 
-    def _load(self, read_only: bool) -> None:
-        if read_only:
+    def _load(self) -> None:
+        if self._read_only:
             # Another process may be writing: its files are none of ours.
             return
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -138,6 +141,7 @@ class FilesController(Controller):
 
     async def write(self, requests: Sequence[WriteRequest]) -> list[Locator | Exception]:
         """Write each chunk to a new file; the old one stays until `discard`: that is the copy-on-write of the contract."""
+        self._check_writable()
         was = self.status
         refused: dict[int, Locator | Exception] = {}
         accepted: dict[int, WriteRequest] = {}
@@ -181,6 +185,7 @@ class FilesController(Controller):
 
     async def discard(self, locators: Sequence[tuple[int, Locator]]) -> None:
         """Delete files that no commit refers to any more."""
+        self._check_writable()
         was = self.status
         numbers = [locator.b for _, locator in locators]
         await self._run(self._unlink, numbers)
@@ -227,6 +232,10 @@ class FilesController(Controller):
         return self._committed_bytes
 
     # -- private ------------------------------------------------------------------------------------------------------
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ControllerError(f"controller {self.name!r} was opened read-only")
 
     def _forget(self, numbers: Iterable[int]) -> None:
         self._used -= sum(self._sizes.pop(number, 0) for number in numbers)
