@@ -39,7 +39,7 @@ from dstorage.errors import (
 from dstorage.record import MAX_CHUNK_BYTES, Locator
 from dstorage_controllers.disk import layout
 from dstorage_controllers.disk.appender import Appender, Item
-from dstorage_controllers.disk.codec import Codec
+from dstorage_controllers.disk.codec import Codec, checksum
 from dstorage_controllers.disk.device import Device
 from dstorage_controllers.disk.files import Segment, SegmentFiles
 from dstorage_controllers.disk.keys import load_key
@@ -285,7 +285,9 @@ class DiskController(Controller):
         was = self.status
         job = self._in(self._writer, self._append, opened, list(requests))
         try:
-            answers = await asyncio.wait_for(asyncio.shield(job), self._timeout)
+            # Not wait_for: that of Python 3.11 answers instead of letting a late cancellation through.
+            async with asyncio.timeout(self._timeout):
+                answers = await asyncio.shield(job)
         except (TimeoutError, asyncio.CancelledError) as error:
             job.add_done_callback(lambda job: self._undo(opened, requests, job))
             if isinstance(error, asyncio.CancelledError):
@@ -298,14 +300,17 @@ class DiskController(Controller):
         return answers
 
     def _append(self, opened: _Open, requests: list[WriteRequest]) -> list[Locator | Exception]:
-        answers: list[Locator | Exception] = [layout.pack(layout.NOWHERE)] * len(requests)
+        answers: list[Locator | Exception] = []
         items: list[Item] = []
         ats: list[int] = []
         for at, (id, data) in enumerate(requests):
             view = memoryview(data).cast("B")
             if len(view) > MAX_CHUNK_BYTES:
-                answers[at] = InvalidArgumentError(f"chunk {id} is larger than {MAX_CHUNK_BYTES} bytes")
-            elif len(view):
+                answers.append(InvalidArgumentError(f"chunk {id} is larger than {MAX_CHUNK_BYTES} bytes"))
+                continue
+            # The whole answer for an empty chunk; the others' is put in its place below.
+            answers.append(layout.pack(layout.NOWHERE._replace(checksum=checksum(id, 0, b""))))
+            if len(view):
                 packed, flags = opened.codec.compress(view)
                 items.append(Item(id, packed, len(view), flags))
                 ats.append(at)
@@ -411,7 +416,8 @@ class DiskController(Controller):
 
     async def _answer(self, job: asyncio.Future[T], what: str) -> T:
         try:
-            return await asyncio.wait_for(asyncio.shield(job), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.shield(job)
         except DStorageError:
             raise
         except OSError as error:

@@ -38,6 +38,7 @@ class Segment:
         users: Threads that use `fd` now.
         touched: When it was last used, by a count of all uses.
         durable: (tail, next_slot) up to which the last good sync reached.
+        forgotten: Offsets of extents behind `durable` that were discarded; they may be holes already.
         doubtful: A sync failed: what it left behind has to be written again before another one can be believed.
     """
 
@@ -46,6 +47,7 @@ class Segment:
         "doubtful",
         "durable",
         "fd",
+        "forgotten",
         "gone",
         "live",
         "missing",
@@ -72,6 +74,7 @@ class Segment:
         self.users = 0
         self.touched = 0
         self.durable = (self.tail, self.next_slot)
+        self.forgotten: set[int] = set()
         self.doubtful = False
 
     @property

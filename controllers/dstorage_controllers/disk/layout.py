@@ -7,7 +7,7 @@
 
 `offset` counts bytes from the start of the segment file; `flags` are `ZSTD` and `AES`; `checksum` is the low half of
 xxh3_64 over the stored bytes, seeded with the chunk's id and the flags, so that another chunk's extent fails it. A
-zero-length chunk is kept nowhere: b = c = 0, segment 0.
+zero-length chunk is kept nowhere: b = 0, and c has the checksum of nothing, so that a record of zeros is none.
 
 **Segment file** ``00000007.seg``: a table of `slots` entries of 32 bytes, then, from `slots` * 32 on, the stored bytes
 (extents). Slot 0 describes the file, slot k > 0 the k-th extent written:
@@ -113,7 +113,7 @@ def unpack(id: int, locator: Locator) -> Place:
     else:
         good = stored <= size + MAX_OVERHEAD
     if size == 0:
-        good = b == 0 and c == 0
+        good = b == 0 and stored == 0
     elif segment == 0 or stored == 0 or offset < PAGE or size > MAX_CHUNK_BYTES or offset + stored > 2**32:
         good = False
     if not good:

@@ -213,7 +213,9 @@ class SegmentLog:
         try:
             with self.files.using(segment) as fd:
                 self.files.device.sync(fd)
-            segment.durable = reached
+            with self.lock:
+                segment.durable = reached
+                segment.forgotten = {first for first in segment.forgotten if first >= reached[0]}
         except OSError:
             if segment.gone:
                 # Deleted meanwhile: nothing in it is alive.
@@ -250,7 +252,7 @@ class SegmentLog:
                     stored = bytearray(place.stored)
                     if read_exactly(device, fd, [stored], place.first) and codec.matches(id, place, stored):
                         _again(write_all(device, fd, [stored], place.first))
-                    else:
+                    elif place.first not in segment.forgotten:
                         damaged.append(id)
                 _again(write_all(device, fd, [table], first * ENTRY_BYTES))
                 _again(write_all(device, fd, [layout.pack_file(self.store, segment.number, segment.slots)], 0))
@@ -273,6 +275,8 @@ class SegmentLog:
                     continue
                 segment.live -= place.stored
                 self.used -= place.stored
+                if place.first >= segment.durable[0]:
+                    segment.forgotten.add(place.first)
                 ranges.setdefault(segment, []).append((place.first, place.end))
             candidates = {*ranges, *self._retired}
             self._retired.clear()
@@ -306,7 +310,8 @@ class SegmentLog:
         """Blocking: sealed segments worth rewriting, the sparsest first; one stat for each segment."""
         found: list[tuple[float, int]] = []
         with self.lock:
-            sealed = [s for s in self.segments.values() if s.sealed and not s.missing]
+            # Those where nothing is alive need no help: they go with the next commit or discard.
+            sealed = [s for s in self.segments.values() if s.sealed and s.live and not s.missing]
         for segment in sealed:
             written = segment.tail - segment.start
             try:

@@ -76,7 +76,7 @@ class Reader:
         place = layout.unpack(id, locator)
         size, number, first, stored, _, flags = place
         if size == 0:
-            return bytearray()
+            return self._nothing(id, place)
         if stored > INLINE_BYTES or (flags and size > INLINE_DECODE_BYTES):
             return None
         segment = self._log.segments.get(number)
@@ -100,7 +100,7 @@ class Reader:
             try:
                 place = layout.unpack(id, locator)
                 if place.size == 0:
-                    answers[at] = bytearray()
+                    answers[at] = self._nothing(id, place)
                 else:
                     # Allocated here, on the loop, where it is freed as well: C allocators keep an arena per thread,
                     # and memory that travels between them is held twice.
@@ -156,6 +156,11 @@ class Reader:
                 f"{self._log.files.path(place.segment)})",
                 id=id,
             )
+
+    def _nothing(self, id: int, place: Place) -> Buffer:
+        if not self._codec.matches(id, place, b""):
+            raise CorruptData(f"the locator of chunk {id} is not one of an empty chunk", id=id)
+        return bytearray()
 
     def _about(self, error: ChunkError, id: int) -> ChunkError:
         if isinstance(error, Lost) and not error.id:
