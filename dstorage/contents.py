@@ -171,7 +171,7 @@ class Contents:
         if handle.buffer is None and self._index.get(handle.id) is None:
             raise Lost("unknown id", id=handle.id)
 
-    def publish(self, handle: Handle, buffer: bytes | memoryview) -> None:
+    def publish(self, handle: Handle, buffer: bytes | bytearray) -> None:
         """Make `buffer`, reserved as dirty, the contents of `handle`."""
         if handle.status is Status.DELETED or handle.status is Status.LOST:
             self.drop_reserved(len(buffer))

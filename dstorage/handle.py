@@ -163,7 +163,7 @@ class Handle(Page):
         buffer = self.buffer
         if buffer is None:
             raise NotResolvedError(f"handle {self.id} is {self.status.value}: await it or call resolve() first")
-        return memoryview(buffer)
+        return memoryview(buffer) if buffer.__class__ is bytes else memoryview(buffer).toreadonly()
 
     def __await__(self) -> Generator[Any, None, memoryview]:
         """The bytes as a read-only memoryview.
@@ -182,7 +182,7 @@ class Handle(Page):
             buffer = self.buffer
             if buffer is None:
                 raise self.failure()
-        return memoryview(buffer)
+        return memoryview(buffer) if buffer.__class__ is bytes else memoryview(buffer).toreadonly()
 
     async def get(self, *, wait: float | None = None) -> memoryview:
         """Like ``await handle``, but keeps trying for `wait` seconds while the chunk is temporarily unavailable or
@@ -361,7 +361,7 @@ class Edit:
         self._buffer = None
         try:
             if kind is None:
-                handle.store.contents.publish(handle, memoryview(buffer).toreadonly())
+                handle.store.contents.publish(handle, buffer)
             else:
                 handle.store.contents.drop_reserved(len(buffer))
         finally:

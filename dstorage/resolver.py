@@ -98,10 +98,9 @@ class Resolver:
         try:
             self._resolve(handle, patient)
             await future
-            buffer = handle.buffer
-            if buffer is None:
+            if handle.buffer is None:
                 raise handle.failure()
-            return memoryview(buffer)
+            return handle.data
         finally:
             self._outages.leave(handle, patient)
             handle.release()

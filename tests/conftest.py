@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
+import secrets
 import threading
 from pathlib import Path
 
@@ -13,9 +15,41 @@ from memory_controller import MemoryController
 
 import dstorage
 
-# Deterministic everywhere: the same examples on every machine; `--hypothesis-seed` explores others.
-settings.register_profile("dstorage", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# By default the same examples everywhere; `--hypothesis-profile=explore` tries others, with a seed that is printed.
+settings.register_profile(
+    "dstorage", deadline=None, derandomize=True, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("explore", settings.get_profile("dstorage"), derandomize=False, max_examples=1000)
 settings.load_profile("dstorage")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    """Choose the seed here, before hypothesis looks for one, so that the report can name it."""
+    if config.getoption("hypothesis_profile") == "explore" and config.getoption("hypothesis_seed") is None:
+        config.option.hypothesis_seed = secrets.randbits(32)
+
+
+def pytest_report_header(config):
+    seed = config.getoption("hypothesis_seed")
+    return f"hypothesis seed: {'by test name' if seed is None else f'--hypothesis-seed={seed}'}"
+
+
+def pytest_collection_modifyitems(items):
+    """The task check is a coroutine, so only tests that have a loop get it: first, so that it is torn down last."""
+    for item in items:
+        if inspect.iscoroutinefunction(getattr(item, "obj", None)):
+            item.fixturenames.insert(0, "_no_leaked_tasks")
+
+
+@pytest.fixture
+async def _no_leaked_tasks():
+    before = asyncio.all_tasks()
+    yield
+    # Tasks that were cancelled on the way out get the turns they need to end.
+    await settle()
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"tasks left: {left}"
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +57,12 @@ def _no_leaks():
     threads = set(threading.enumerate())
     fds = _open_files()
     yield
-    left = [t for t in threading.enumerate() if t not in threads and t.is_alive() and not t.daemon]
+    # The default executor ("asyncio_0") is the loop's, and ends with it after this.
+    left = [t for t in threading.enumerate() if t not in threads and not t.daemon and not t.name.startswith("asyncio_")]
     for thread in left:
         thread.join(5)
-    assert not [t.name for t in left if t.is_alive() and not t.name.startswith("asyncio_")], "threads left"
-    leaked = _open_files() - fds
-    assert not {name for name in leaked if "dstorage" in name or "store" in name}, "descriptors left"
+    assert not [t.name for t in left if t.is_alive()], "threads left"
+    assert not _open_files() - fds, "descriptors left"
 
 
 def _open_files() -> set[str]:

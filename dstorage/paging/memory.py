@@ -124,7 +124,7 @@ class Memory:
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
-    def insert(self, page: Page, buffer: bytes | memoryview, *, dirty: bool = False) -> None:
+    def insert(self, page: Page, buffer: bytes | bytearray, *, dirty: bool = False) -> None:
         """Make `buffer` the contents of a page that has none; its bytes are reserved already."""
         page.buffer = buffer
         page.size = len(buffer)
@@ -144,7 +144,7 @@ class Memory:
         else:
             self._trim_cached()
 
-    def replace(self, page: Page, buffer: bytes | memoryview) -> None:
+    def replace(self, page: Page, buffer: bytes | bytearray) -> None:
         """Make `buffer` the new, dirty contents of a resident page; its bytes are reserved as dirty already."""
         size = page.size
         resized = size != len(buffer)

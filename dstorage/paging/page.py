@@ -34,7 +34,7 @@ class Page:
         dirty: The contents are newer than what any controller keeps.
         place: The container it is in.
         refs: References held.
-        buffer: The contents (`bytes`, or a read-only memoryview over a private `bytearray`), or None.
+        buffer: The contents (never changed, also where it is a `bytearray`), or None.
         queue: The eviction policy's own: in which of its queues the page is.
         before: The policy's own: neighbour in that queue.
         after: The policy's own: neighbour in that queue.
@@ -52,14 +52,14 @@ class Page:
         self.before: Page | None = None
         self.after: Page | None = None
         self.refs = 0
-        self.buffer: bytes | memoryview | None = None
+        self.buffer: bytes | bytearray | None = None
 
 
-def swap(page: Page, buffer: bytes | memoryview | None) -> object:
-    """Give `page` another buffer; returns the object that owns the memory of the former one."""
+def swap(page: Page, buffer: bytes | bytearray | None) -> object:
+    """Give `page` another buffer; returns the former one."""
     old = page.buffer
     page.buffer = buffer
-    return old.obj if isinstance(old, memoryview) else old
+    return old
 
 
 def holders(owner: object) -> int:

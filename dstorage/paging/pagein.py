@@ -223,8 +223,9 @@ class PageIn:
             self._memory.give_back(size)
             return
         del self._underway[page]
-        if not isinstance(buffer, bytes):
-            buffer = memoryview(buffer).toreadonly()
+        if isinstance(buffer, memoryview):
+            # What it looks at may be larger than it, or somebody else's.
+            buffer = bytes(buffer)
         self.bytes_read += size
         self.chunks_read += 1
         if len(self._index.accessed) < MAX_ACCESSED:

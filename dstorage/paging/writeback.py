@@ -50,7 +50,7 @@ class Write:
 
     __slots__ = ("buffer", "done", "page", "refused")
 
-    def __init__(self, page: Page, buffer: bytes | memoryview, done: Done | None) -> None:
+    def __init__(self, page: Page, buffer: bytes | bytearray, done: Done | None) -> None:
         self.page = page
         self.buffer = buffer
         self.done: list[Done] = [] if done is None else [done]
@@ -89,7 +89,7 @@ class WriteBack:
         """Ids created with durable=False."""
         self.pinned: dict[int, int] = {}
         """id -> index of the controller the program asked for."""
-        self.cut: dict[Page, bytes | memoryview] = {}
+        self.cut: dict[Page, bytes | bytearray] = {}
         """What the commit under way still has to write: page -> its contents at the cut."""
         self._writing: dict[int, Write] = {}
         self._behind: dict[int, list[Write]] = {}
@@ -103,7 +103,7 @@ class WriteBack:
 
     # -- wishes -------------------------------------------------------------------------------------------------------
 
-    def submit(self, page: Page, buffer: bytes | memoryview, done: Done | None = None) -> None:
+    def submit(self, page: Page, buffer: bytes | bytearray, done: Done | None = None) -> None:
         """Have `buffer`, contents of `page`, written; `done` is called when it is (or could not be)."""
         running = self._writing.get(page.id)
         if running is None:
