@@ -158,7 +158,9 @@ class _Reader:
             raise self._error(f"unknown tag {tag[:40]!r}; known are {', '.join(_TAGS)}")
         if parent != _PARENTS[tag]:
             where = f"inside of {parent}" if parent else "outside of everything"
-            raise self._error(f"{tag} {where}; it belongs {'inside of ' + (_PARENTS[tag] or '') if _PARENTS[tag] else 'outermost'}")
+            raise self._error(
+                f"{tag} {where}; it belongs {'inside of ' + (_PARENTS[tag] or '') if _PARENTS[tag] else 'outermost'}"
+            )
         self._open.append(tag)
         if unknown := sorted(set(attributes) - set(ranges)):
             raise self._error(f"{tag} has an unknown attribute {unknown[0][:40]!r}")
