@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, TypeVar
@@ -53,7 +54,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SEGMENT_BYTES = 64 * 2**20
+SEGMENT_BYTES = 256 * 2**20
+"""At the beginning of each file the kernel's reading ahead has to find its pace again: with 64 MiB, reading cold chunks
+in sequence reached 70 % of one large file's speed, with 256 MiB 85 to 90 %."""
+SEGMENTS_PER_CAPACITY = 16
+"""With a capacity, segments are small enough for dead ones to be deleted long before it is reached."""
 DEFAULT_LEVEL = 3
 """What `compress=True` means: zstd's own default."""
 RECHECK_S = 1.0
@@ -80,7 +85,7 @@ class DiskController(Controller):
         path: Directory for the files (each store makes its own in it); None: inside the store's directory.
         capacity: Stored bytes of live chunks to keep at most; None for what the file system has.
         rank: Performance class.
-        segment_bytes: Size of a segment file; 16 KiB to 1 GiB.
+        segment_bytes: Size of a segment file, 16 KiB to 1 GiB; None: 256 MiB, or a sixteenth of the capacity if that is less.
         compress: False, True, or a zstd level 1 to 22. What does not shrink is stored as it is.
         key_file: File with the AES-256 key to encrypt with (32 bytes, or 64 hexadecimal digits).
         key_env: Environment variable with that key in hexadecimal digits, instead of a file.
@@ -103,7 +108,7 @@ class DiskController(Controller):
         *,
         capacity: int | None = None,
         rank: int = 50,
-        segment_bytes: int = SEGMENT_BYTES,
+        segment_bytes: int | None = None,
         compress: bool | int = False,
         key_file: str | os.PathLike[str] | None = None,
         key_env: str | None = None,
@@ -129,7 +134,7 @@ class DiskController(Controller):
         check_settings(name, settings)
         super().__init__(name, rank=rank, settings=settings)
         self._capacity = capacity
-        self._segment_bytes = segment_bytes
+        self._segment_bytes = _segment_bytes(capacity) if segment_bytes is None else segment_bytes
         self._level = DEFAULT_LEVEL if compress is True else int(compress)
         self._key_env = key_env
         self._threads = threads
@@ -353,14 +358,13 @@ class DiskController(Controller):
     def _free_on_disk(
         self, opened: _Open, holes: dict[Segment, list[tuple[int, int]]], dead: Sequence[Segment]
     ) -> None:
-        try:
-            for segment in dead:
+        # Dead space that stays is found by compaction, and files left behind are deleted by the next open.
+        for segment in dead:
+            with suppress(OSError):
                 opened.log.files.delete(segment)
-            for segment, ranges in holes.items():
+        for segment, ranges in holes.items():
+            with suppress(OSError):
                 opened.log.punch(segment, ranges)
-        except OSError:
-            # Dead space that stays is found by compaction, and files left behind are deleted by the next open.
-            return
 
     # -- compaction ---------------------------------------------------------------------------------------------------
 
@@ -526,6 +530,12 @@ class DiskController(Controller):
             self._watch_space(opened)
 
         self._in(self._workers, self._look_at_space).add_done_callback(looked)
+
+
+def _segment_bytes(capacity: int | None) -> int:
+    if capacity is None:
+        return SEGMENT_BYTES
+    return max(layout.MIN_SEGMENT_BYTES, min(SEGMENT_BYTES, capacity // SEGMENTS_PER_CAPACITY))
 
 
 def _cipher(name: str, store: UUID, key: bytes) -> Cipher:

@@ -192,6 +192,11 @@ class Device:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
 
+    def expect(self, fd: int, *, in_sequence: bool) -> None:
+        """Tell the kernel how a file is going to be read, where it takes such hints."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL if in_sequence else os.POSIX_FADV_NORMAL)
+
     def drop_cache(self, fd: int, offset: int, length: int) -> None:
         """Forget the cached (clean) pages of a range, where the kernel takes such hints."""
         if hasattr(os, "posix_fadvise"):

@@ -34,6 +34,9 @@ class Segment:
         sealed: Nothing will be appended any more.
         missing: The file was not there when the log was loaded.
         gone: Dead: no longer in the log, its file about to be deleted.
+        read_end: End of the extent that was last asked for on the loop.
+        in_sequence: It began where the one before it ended.
+        advised: What the kernel was last told of `in_sequence`.
         fd: Descriptor, or -1.
         users: Threads that use `fd` now.
         touched: When it was last used, by a count of all uses.
@@ -43,16 +46,19 @@ class Segment:
     """
 
     __slots__ = (
+        "advised",
         "committed",
         "doubtful",
         "durable",
         "fd",
         "forgotten",
         "gone",
+        "in_sequence",
         "live",
         "missing",
         "next_slot",
         "number",
+        "read_end",
         "sealed",
         "slots",
         "tail",
@@ -70,6 +76,9 @@ class Segment:
         self.sealed = False
         self.missing = False
         self.gone = False
+        self.read_end = 0
+        self.in_sequence = False
+        self.advised = False
         self.fd = -1
         self.users = 0
         self.touched = 0
@@ -157,6 +166,7 @@ class SegmentFiles:
                 if segment.users:
                     continue
                 fd, segment.fd = segment.fd, -1
+                segment.advised = False
                 self._open -= 1
             self.device.close(fd)
 

@@ -10,7 +10,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "path": (str, type(None)),
     "capacity": (int, type(None)),
     "rank": (int,),
-    "segment_bytes": (int,),
+    "segment_bytes": (int, type(None)),
     "compress": (int,),
     "key_file": (str, type(None)),
     "key_env": (str, type(None)),
