@@ -62,7 +62,8 @@ def _no_leaks():
     for thread in left:
         thread.join(5)
     assert not [t.name for t in left if t.is_alive()], "threads left"
-    assert not _open_files() - fds, "descriptors left"
+    leaked = sorted(_open_files() - fds)
+    assert not leaked, f"descriptors left: {leaked}"
 
 
 def _open_files() -> set[str]:
