@@ -37,6 +37,7 @@ from dstorage.info import ChunkInfo, ControllerInfo, Stats
 from dstorage.opening import open
 from dstorage.record import Locator
 from dstorage.store import Store
+from dstorage.tiering import TieringRules
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "Stats",
     "Status",
     "Store",
+    "TieringRules",
     "open",
     # For authors of controllers
     "Controller",

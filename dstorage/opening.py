@@ -18,6 +18,7 @@ from dstorage.paging.policy import Policy, make_policy
 from dstorage.paging.pressure import PressureMonitor
 from dstorage.registry import load_plugin
 from dstorage.store import Options, Store
+from dstorage.tiering import TieringRules
 
 
 class Opening:
@@ -89,6 +90,7 @@ def open(
     read_only: bool = False,
     create: bool = True,
     pressure: PressureMonitor | bool | None = True,
+    tiering: TieringRules | bool | None = True,
 ) -> Opening:
     """Open a store; make it if there is none::
 
@@ -110,6 +112,8 @@ def open(
         create: Make a store if there is none.
         pressure: True watches the machine's memory and shrinks the effective budget when it runs short; False does not; or a
             monitor of your own.
+        tiering: True moves hot chunks to faster controllers and cold ones to slower while the store is idle; False does not;
+            or rules of your own.
 
     Returns:
         To be awaited, or used with ``async with``; gives a `Store`.
@@ -140,5 +144,6 @@ def open(
         max_cached=max_cached,
         read_only=read_only,
         pressure=monitor,
+        tiering=TieringRules() if tiering is True else tiering or None,
     )
     return Opening(Path(path), options, controllers, create)

@@ -49,7 +49,8 @@ from dstorage.registry import Entry, Registry, load_plugin
 from dstorage.resolver import Resolver
 from dstorage.room import Room
 from dstorage.table import HandleTable
-from dstorage.tiering import Mover
+from dstorage.tiering import Tiering, TieringRules
+from dstorage.mover import Mover
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class Options:
     max_cached: int | None = None
     read_only: bool = False
     pressure: PressureMonitor | None = None
+    tiering: TieringRules | None = None
 
 
 class Store:
@@ -135,6 +137,14 @@ class Store:
             outages=self._outages,
             check_open=self.check_open,
             memory_error=self.room.error,
+        )
+        self.tiering = Tiering(
+            options.tiering or TieringRules(),
+            mover=self._mover,
+            index=self._index,
+            registry=self._registry,
+            pagein=self._pagein,
+            writeback=self._writeback,
         )
         self.contents = Contents(
             self,
@@ -575,6 +585,8 @@ class Store:
         options = self.options
         if options.commit_interval is not None and not options.read_only:
             self.spawn(self._commit_now_and_then(options.commit_interval))
+        if options.tiering is not None and not options.read_only:
+            self.spawn(self.tiering.run())
         if options.pressure is not None:
             self.spawn(options.pressure.run(lambda: (self._memory.used, self._budget), self.on_pressure))
 

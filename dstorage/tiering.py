@@ -1,197 +1,169 @@
-"""Moving chunks between controllers without their ids changing.
+"""Sleep-time tiering: while the store is idle, hot chunks move to faster controllers and cold ones make room there.
 
-A move reads the bytes from where the record says, writes them to the target, and makes the new place the current one *only if
-the record is still the same*: whoever wrote the chunk meanwhile wins, and the copy is thrown away. The old place stays readable until
-the commit that no longer refers to it, so readers are never disturbed.
+*Up* goes what was paged in at least twice lately from a controller that is not the fastest: one read alone never costs a write. *Down*
+go, once a controller is fuller than the high mark, the chunks of it that were not used for the longest, among those a look at the
+catalog finds; each look goes on where the last one ended, so a large catalog is never scanned at once.
+
+Idle means that nothing was read from or written to a controller since the last look. Moves are limited to a rate, and stop at once when
+the program works again. Ids, readers and writers notice nothing (see `dstorage.mover`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+from dataclasses import dataclass
 from itertools import islice
 
-from dstorage.controller import Controller, ReadRequest, WriteRequest
-from dstorage.errors import (
-    ControllerFull,
-    CorruptData,
-    DStorageError,
-    Lost,
-    StoreFull,
-    TemporarilyUnavailable,
-)
-from dstorage.events import Events
+from dstorage.controller import ControllerStatus
+from dstorage.errors import DStorageError
 from dstorage.index import Index
-from dstorage.paging.memory import Memory
-from dstorage.record import Locator, Record
+from dstorage.mover import Mover
+from dstorage.paging.pagein import PageIn
+from dstorage.paging.writeback import WriteBack
 from dstorage.registry import Entry, Registry
-from dstorage.room import Room
 
-BATCH_BYTES = 4 * 2**20
-BATCH_CHUNKS = 64
-SHARE = 1 / 8
-"""Of the memory: as much may be on its way between controllers."""
-ROOM_WAIT_S = 30.0
+HOT_READS = 2
+SAMPLE = 4096
+"""Catalog records looked at in one idle second when something has to move down."""
 
 
-class Mover:
-    """Moves the chunks of one store.
+@dataclass(frozen=True, slots=True)
+class TieringRules:
+    """How chunks move between controllers while the store is idle.
+
+    Attributes:
+        interval: Seconds between looks; so long must nothing have happened.
+        rate: Bytes per second moved at most.
+        high: Share of a controller's capacity (0 to 1) above which its coldest chunks move down.
+        low: Share down to which they do.
+    """
+
+    interval: float = 1.0
+    rate: int = 32 * 2**20
+    high: float = 0.9
+    low: float = 0.8
+
+
+class Tiering:
+    """The mover's plan for idle times.
 
     Args:
-        memory: Holds the bytes on their way.
-        room: Waits for room for them.
-        index: Says where chunks are and learns where they went.
+        rules: Limits.
+        mover: Moves chunks.
+        index: Says where they are.
         registry: Knows the controllers.
-        discard: Frees places.
-        events: Is told of each move.
+        pagein: Knows what was read how often.
+        writeback: Knows whether anything is being written.
     """
 
     def __init__(
         self,
-        memory: Memory,
-        room: Room,
+        rules: TieringRules,
+        *,
+        mover: Mover,
         index: Index,
         registry: Registry,
-        *,
-        discard: Callable[[int, list[tuple[int, Locator]]], None],
-        events: Events,
+        pagein: PageIn,
+        writeback: WriteBack,
     ) -> None:
-        self._memory = memory
-        self._room = room
+        self.rules = rules
+        self.paused = False
+        """Set it to keep chunks where they are for a while."""
+        self._mover = mover
         self._index = index
         self._registry = registry
-        self._discard = discard
-        self._events = events
-        self.moved = 0
+        self._pagein = pagein
+        self._writeback = writeback
+        self._position = 0
+        self._seen = (0, 0)
 
-    async def move(self, ids: Iterable[int], target: Entry) -> int:
-        """Move chunks to `target`; returns how many were moved.
+    async def run(self) -> None:
+        """Look for ever; the store that owns this ends it."""
+        while True:
+            await asyncio.sleep(self.rules.interval)
+            if self._idle() and not self.paused:
+                await self.step()
 
-        Raises:
-            StoreFull, TemporarilyUnavailable, Lost, CorruptData, MemoryUnavailable: See `Store.migrate`.
-        """
+    async def step(self) -> int:
+        """One look: move what fits in one interval's share of the rate; returns the number of chunks moved."""
+        budget = max(1, int(self.rules.rate * self.rules.interval))
         moved = 0
-        source = iter(ids)
-        while batch := list(islice(source, BATCH_CHUNKS)):
-            by_controller: dict[int, list[tuple[int, Record]]] = {}
-            for id in batch:
-                record = self._index.get(id)
-                if record is None:
-                    raise Lost("unknown id (or not written to any controller yet)", id=id)
-                if record.controller != target.index:
-                    by_controller.setdefault(record.controller, []).append((id, record))
-            for index, chunks in by_controller.items():
-                for part in self._parts(chunks):
-                    moved += await self._move(index, part, target)
-        return moved
-
-    async def rewrite(self, places: Iterable[tuple[int, Locator]], entry: Entry) -> int:
-        """Write the chunks that still are at these `places` of `entry` anew on it; returns how many were.
-
-        Raises:
-            As `move`.
-        """
-        current = (
-            (id, record)
-            for id, locator in places
-            if (record := self._index.get(id)) is not None
-            and record.controller == entry.index
-            and record.locator == locator
-        )
-        moved = 0
-        for part in self._parts(current):
-            moved += await self._move(entry.index, part, entry)
-        return moved
-
-    async def drain_volatile(self) -> None:
-        """Move every chunk on a volatile controller to the fastest durable one with room.
-
-        Raises:
-            StoreFull: No durable controller has room for all of them.
-        """
-        while self._index.scratch:
-            ids = list(islice(self._index.scratch, BATCH_CHUNKS))
-            failure: DStorageError = StoreFull(
-                f"{len(self._index.scratch)} scratch chunks cannot be kept: no durable controller is loaded; add one"
-            )
-            for target in self._registry.by_rank():
-                if target.controller is not None and not target.controller.volatile:
-                    try:
-                        await self.move(ids, target)
-                        break
-                    except (StoreFull, TemporarilyUnavailable) as error:
-                        failure = error
-            else:
-                raise failure
-
-    async def _move(self, source_index: int, chunks: list[tuple[int, Record]], target: Entry) -> int:
-        source = self._loaded(self._registry[source_index], source_index)
-        destination = self._loaded(target, target.index)
-        size = sum(record.locator.size for _, record in chunks)
-        await self._room.reserve(size, 0, ROOM_WAIT_S, dirty=False)
         try:
-            found = await source.read([ReadRequest(id, record.locator) for id, record in chunks])
-            whole = []
-            for (id, record), answer in zip(chunks, found, strict=True):
-                if isinstance(answer, Exception):
-                    if self._index.get(id) != record:
-                        continue
-                    raise self._explain(answer, id, source.name)
-                whole.append((id, record, answer))
-            places = await destination.write([WriteRequest(id, data) for id, _, data in whole])
-        finally:
-            self._memory.give_back(size)
-        moved = 0
-        failure: Exception | None = None
-        for (id, record, _), place in zip(whole, places, strict=True):
-            if isinstance(place, Exception):
-                failure = self._explain(place, id, target.name)
-                continue
-            new = Record(record.last_access, target.index, place)
-            if self._index.get(id) == record:
-                free = self._index.put(id, new, volatile=destination.volatile)
-                if free is not None:
-                    self._discard(free.controller, [(id, free.locator)])
-                moved += 1
-                self.moved += 1
-                if self._events.streams:
-                    self._events.emit("moved", id, target.name)
-            else:
-                self._discard(target.index, [(id, place)])
-        if failure is not None:
-            raise failure
+            moved += await self._up(budget)
+            moved += await self._down(budget)
+        except DStorageError:
+            # A controller is full or away: the next look plans anew. Whoever needs the chunk hears of it.
+            pass
+        self._seen = self._work()
         return moved
 
-    def _parts(self, chunks: Iterable[tuple[int, Record]]) -> Iterator[list[tuple[int, Record]]]:
-        """Cut a list into parts of bounded size (but at least one chunk)."""
-        most = min(BATCH_BYTES, int(self._memory.limit * SHARE))
-        part: list[tuple[int, Record]] = []
-        total = 0
-        for id, record in chunks:
-            if part and (total + record.locator.size > most or len(part) >= BATCH_CHUNKS):
-                yield part
-                part, total = [], 0
-            part.append((id, record))
-            total += record.locator.size
-        if part:
-            yield part
+    def _work(self) -> tuple[int, int]:
+        return self._pagein.chunks_read, self._writeback.chunks_written
+
+    def _idle(self) -> bool:
+        before, self._seen = self._seen, self._work()
+        return before == self._seen and not self._writeback.busy
+
+    def _durable(self) -> list[Entry]:
+        """Durable, working controllers, the fastest first."""
+        return [
+            entry
+            for entry in self._registry.by_rank()
+            if entry.controller is not None
+            and not entry.controller.volatile
+            and entry.status in (ControllerStatus.OK, ControllerStatus.FULL)
+        ]
 
     @staticmethod
-    def _loaded(entry: Entry | None, index: int) -> Controller:
-        if entry is None or entry.controller is None:
-            name = entry.name if entry is not None else f"number {index}"
-            raise TemporarilyUnavailable(f"controller {name!r} is not loaded; register it", controller=name)
-        return entry.controller
+    def _share_used(entry: Entry) -> float:
+        assert entry.controller is not None
+        total, used = entry.controller.space()
+        return used / total if total else 0.0
 
-    @staticmethod
-    def _explain(error: Exception, id: int, controller: str) -> Exception:
-        if isinstance(error, ControllerFull):
-            return StoreFull(f"controller {controller!r} has no room for chunk {id}: {error}")
-        if isinstance(error, CorruptData):
-            return Lost(str(error), id=id, controller=controller)
-        if isinstance(error, Lost):
-            return error
-        explained = TemporarilyUnavailable(
-            f"chunk {id} on controller {controller!r}: {error}", id=id, controller=controller
-        )
-        explained.__cause__ = error
-        return explained
+    async def _up(self, budget: int) -> int:
+        tiers = self._durable()
+        heat, self._pagein.heat = self._pagein.heat, {}
+        if len(tiers) < 2:
+            return 0
+        fastest = tiers[0]
+        hot = sorted((id for id, reads in heat.items() if reads >= HOT_READS), key=lambda id: -heat[id])
+        chosen = []
+        for id in hot:
+            record = self._index.get(id)
+            if record is None or record.controller == fastest.index or id in self._writeback.pinned:
+                continue
+            budget -= record.locator.size
+            if budget < 0 or self._share_used(fastest) >= self.rules.high or fastest.status is not ControllerStatus.OK:
+                break
+            chosen.append(id)
+        return await self._mover.move(chosen, fastest) if chosen else 0
+
+    async def _down(self, budget: int) -> int:
+        moved = 0
+        tiers = self._durable()
+        for entry, below in zip(tiers, tiers[1:], strict=False):
+            if self._share_used(entry) < self.rules.high:
+                continue
+            assert entry.controller is not None
+            total, used = entry.controller.space()
+            assert total is not None
+            excess = min(budget, used - int(total * self.rules.low))
+            chosen = []
+            for _, id, size in sorted(self._sample(entry)):
+                if excess <= 0:
+                    break
+                chosen.append(id)
+                excess -= size
+            moved += await self._mover.move(chosen, below) if chosen else 0
+        return moved
+
+    def _sample(self, entry: Entry) -> list[tuple[int, int, int]]:
+        """(last access, id, size) of committed chunks on `entry`, from where the last look ended."""
+        part = list(islice(self._index.catalog.records(self._position), SAMPLE))
+        self._position = part[-1][0] + 1 if len(part) == SAMPLE else 0
+        accessed = self._index.accessed
+        return [
+            (accessed.get(id, record.last_access), id, record.locator.size)
+            for id, record in part
+            if record.controller == entry.index and id not in self._writeback.pinned and self._index.get(id) == record
+        ]

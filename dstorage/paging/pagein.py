@@ -85,6 +85,8 @@ class PageIn:
         self._lanes: dict[int, _Lane] = {}
         self._underway: dict[Page, object] = {}
         """Page -> the token of its present read; an answer that carries another token is out of date."""
+        self.heat: dict[int, int] = {}
+        """id -> how often it was paged in since tiering last looked."""
         self.bytes_read = 0
         self.chunks_read = 0
 
@@ -230,6 +232,8 @@ class PageIn:
         self.chunks_read += 1
         if len(self._index.accessed) < MAX_ACCESSED:
             self._index.accessed[page.id] = time.time_ns()
+        if len(self.heat) < MAX_ACCESSED:
+            self.heat[page.id] = self.heat.get(page.id, 0) + 1
         self._memory.insert(page, buffer)
         self._on_resolved(page)
         self._memory.settled(page)
