@@ -275,6 +275,51 @@ async def test_concurrent_syncs_share_a_round(bench, device):
     assert device.calls["sync"] == 2
 
 
+async def test_a_sync_waits_for_a_round_that_took_its_writes(bench, device):
+    await bench.put(chunks(1, 2, 5000))
+    device.held = {"sync"}
+    first = asyncio.create_task(bench.controller.sync())
+    await eventually(lambda: device.calls["sync"] == 1, "not begun")
+    second = asyncio.create_task(bench.controller.sync())
+    done, _ = await asyncio.wait({second}, timeout=0.05)
+    assert not done, "the bytes were not durable yet"
+    device.gate.set()
+    await asyncio.gather(first, second)
+
+
+async def test_a_read_the_cache_answers_in_part_goes_on_from_there(bench, device, monkeypatch):
+    (place,) = (await bench.put({1: payload(1, 100_000)})).values()
+    asked = []
+
+    def half(self, fd, buffers, offset, *, nowait=False):
+        asked.append(sum(len(buffer) for buffer in buffers))
+        if nowait:
+            buffers = [memoryview(buffers[0])[:60_000]]
+        return Device.preadv(self, fd, buffers, offset)
+
+    monkeypatch.setattr(FaultyDevice, "preadv", half)
+    assert bench.controller.read_nowait(1, place) is None
+    assert await bench.get({1: place}) == {1: payload(1, 100_000)}
+    assert asked == [100_000, 40_000]
+
+
+async def test_reading_in_sequence_is_told_to_the_kernel(tmp_path):
+    class Attentive(FaultyDevice):
+        def expect(self, fd, *, in_sequence):
+            expected.append(in_sequence)
+            super().expect(fd, in_sequence=in_sequence)
+
+    expected = []
+    bench = Bench(DiskController(device=Attentive(nowait=False)), tmp_path / "own")
+    await bench.open()
+    places = await bench.put(chunks(1, 8, 8192))
+    for id in (1, 2, 3, 7, 5, 4):
+        assert bench.controller.read_nowait(id, places[id]) is None
+        await bench.get({id: places[id]})
+    assert expected == [True, False]
+    await bench.controller.close()
+
+
 # -- files that are not what they were --------------------------------------------------------------------------------------
 
 
@@ -346,6 +391,10 @@ async def test_a_damaged_state_is_refused(bench, tmp_path):
 
 
 # -- layout on disk ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_directory_is_made_durably(bench, device):
+    assert device.calls["sync_directory"] >= 1
 
 
 async def test_files_are_for_their_owner_alone(bench, tmp_path):
