@@ -37,6 +37,7 @@ from dstorage.ids import IdAllocator
 from dstorage.index import Index
 from dstorage.info import ChunkInfo, ControllerInfo, Stats
 from dstorage.lock import StoreLock
+from dstorage.mover import Mover
 from dstorage.outage import Outages
 from dstorage.paging.memory import Memory
 from dstorage.paging.page import Page
@@ -50,7 +51,6 @@ from dstorage.resolver import Resolver
 from dstorage.room import Room
 from dstorage.table import HandleTable
 from dstorage.tiering import Tiering, TieringRules
-from dstorage.mover import Mover
 
 
 @dataclass(frozen=True, slots=True)
