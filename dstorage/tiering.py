@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 from dstorage.controller import ControllerStatus
 from dstorage.errors import DStorageError
@@ -141,7 +141,7 @@ class Tiering:
     async def _down(self, budget: int) -> int:
         moved = 0
         tiers = self._durable()
-        for entry, below in zip(tiers, tiers[1:], strict=False):
+        for entry, below in pairwise(tiers):
             if self._share_used(entry) < self.rules.high:
                 continue
             assert entry.controller is not None
