@@ -8,6 +8,7 @@ from dstorage.errors import ClosedError, DStorageError, InvalidArgumentError
 
 __all__ = [
     "ClosedError",
+    "DamagedMetadataError",
     "DeviceBusyError",
     "DeviceExistsError",
     "InvalidArgumentError",
@@ -75,3 +76,18 @@ class XmlError(VolumeError, ValueError):
     def __init__(self, message: str, *, line: int) -> None:
         super().__init__(f"line {line}: {message}")
         self.line = line
+
+
+class DamagedMetadataError(VolumeError, OSError):
+    """Metadata that break a rule of their format; nothing of the block is used.
+
+    Attributes:
+        block: The metadata block.
+    """
+
+    def __init__(self, message: str, *, block: int) -> None:
+        super().__init__(errno.EIO, message)
+        self.block = block
+
+    def __str__(self) -> str:
+        return str(self.args[1])

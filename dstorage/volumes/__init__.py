@@ -1,0 +1,1 @@
+"""Thin pools and volumes."""
