@@ -390,7 +390,7 @@ class HandleAlias(Handle):
         setattr(object.__getattribute__(self, "waiters"), name, value)
 
     def __eq__(self, other: object) -> bool:
-        return other is self or other is self.waiters
+        return target_of(self) is (target_of(other) if isinstance(other, HandleAlias) else other)
 
     def __hash__(self) -> int:
         return hash(self.waiters)
@@ -402,19 +402,20 @@ class HandleAlias(Handle):
         self.release()
 
     async def __aenter__(self) -> memoryview:
-        return await _target(self).__aenter__()
+        return await target_of(self).__aenter__()
 
     async def __aexit__(self, *details: object) -> None:
         self.release()
 
     def __await__(self) -> Generator[Any, None, memoryview]:
-        return _target(self).__await__()
+        return target_of(self).__await__()
 
     def __repr__(self) -> str:
         return repr(self.waiters)
 
 
-def _target(alias: HandleAlias) -> Handle:
+def target_of(alias: HandleAlias) -> Handle:
+    """The handle that an alias stands for."""
     target = object.__getattribute__(alias, "waiters")
     assert isinstance(target, Handle)
-    return target
+    return target_of(target) if isinstance(target, HandleAlias) else target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ from typing import Any
 from dstorage.catalog import Catalog
 from dstorage.controller import Controller
 from dstorage.errors import InvalidArgumentError, NotAStoreError, ReadOnlyError
+from dstorage.lease import DebugStore
 from dstorage.lock import StoreLock
 from dstorage.paging.budget import parse_bytes
 from dstorage.paging.policy import Policy, make_policy
@@ -63,7 +65,8 @@ class Opening:
                 raise
 
         catalog = await asyncio.to_thread(open_files)
-        store = Store(path, lock, catalog, options)
+        debug = asyncio.get_running_loop().get_debug() or sys.flags.dev_mode
+        store = (DebugStore if debug else Store)(path, lock, catalog, options)
         try:
             controllers = self._controllers
             if controllers is None and not catalog.controllers():

@@ -9,6 +9,7 @@ import pytest
 from conftest import settle
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_controller import MemoryController
 
 import dstorage
 from dstorage import (
@@ -430,3 +431,32 @@ async def test_views_keep_bytes_that_left_and_are_counted_as_stray(store):
     gc.collect()
     assert store.stats().stray == 0
     assert store.stats().used == 0
+
+
+async def test_in_debug_mode_a_handle_dropped_while_referenced_is_told_with_its_place(store):
+    asyncio.get_running_loop().set_debug(True)
+    id = await stored(store)
+    async with dstorage.open(
+        store.path.parent / "other", budget=2**20, controllers=[MemoryController()], pressure=None
+    ) as other:
+        handle = await other.create(DATA)
+        handle.acquire()
+        id = handle.id
+        told = rf"handle {id} was dropped with 2 references, acquired at .*test_handle.py:\d+, .*"
+        with pytest.warns(ResourceWarning, match=told):
+            del handle
+        # Given back in order there is nothing to tell; a callback that is still to come holds the lease.
+        other.table.handles[id].refs = 0
+        done = asyncio.Event()
+
+        def arrived(handle):
+            handle.release()
+            done.set()
+
+        other.handle(id).resolve(arrived)
+        gc.collect()
+        await asyncio.wait_for(done.wait(), 5)
+        again = other.handle(id)
+        assert other.handle(id) is again
+        again.release()
+        again.release()

@@ -49,6 +49,8 @@ async def fill(store, count, size=1000, **options):
 def crash(store):
     """Let go of the files without closing in order, as the end of the process does."""
     store._closed = "the process has crashed"
+    for task in store._tasks:
+        task.cancel()
     store._writer.shutdown()
     store._catalog.close()
     store._lock.release()
