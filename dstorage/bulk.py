@@ -53,7 +53,7 @@ class Bulk:
                 continue
             size = record.locator.size
             try:
-                handle = self._store.handle(id)
+                handle = self._store.table.get(id)
             except TooManyHandles:
                 return
             self._prefetching += size

@@ -52,6 +52,11 @@ class HandleTable:
         handle.refs = 1
         return handle
 
+    def get(self, id: int) -> Handle:
+        """As `Store.handle`, for the store's own use."""
+        handle = self.handles.get(id)
+        return self.new(id) if handle is None else handle.acquire()
+
     def new(self, id: int) -> Handle:
         """The handle for an id that is not in the table, with its first reference (for `Store.handle`)."""
         self._store.check_open()
