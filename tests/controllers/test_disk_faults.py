@@ -461,6 +461,21 @@ async def test_more_files_than_descriptors(tmp_path, monkeypatch):
     await bench.controller.close()
 
 
+async def test_a_descriptor_in_use_is_not_closed(bench, device, monkeypatch):
+    monkeypatch.setattr("dstorage_controllers.disk.files.OPEN_FILES", 1)
+    wanted = chunks(1, 30, 15_000)
+    places = await bench.put(wanted)
+    device.held = {"preadv"}
+    held = asyncio.create_task(bench.get({1: places[1]}))
+    await eventually(lambda: device.calls["preadv"] == 1, "not begun")
+    device.held = set()
+    assert await bench.get({id: place for id, place in places.items() if id > 20}) == {
+        i: wanted[i] for i in range(21, 31)
+    }
+    device.gate.set()
+    assert await held == {1: wanted[1]}
+
+
 def _links_to(fd, directory):
     try:
         return os.readlink(f"/proc/self/fd/{fd}").startswith(str(directory))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import NamedTuple
 
 from dstorage.controller import Buffer
@@ -146,39 +147,47 @@ class Reader:
 
     def read_job(self, runs: Sequence[Run], answers: Answers) -> None:
         """Blocking: read runs, and put each answer in its place."""
-        if len(runs) > 1:
+        with ExitStack() as stack:
+            # One descriptor for each segment, not for each run: in a batch of small reads the taking would cost as much.
+            fds: dict[Segment, int] = {}
             for segment, run in runs:
-                first = run[0].place.first
                 try:
-                    with self._log.files.using(segment) as fd:
-                        self._device.will_need(fd, first, run[-1].place.end - first)
-                except OSError:
-                    # Only a hint; the read itself will meet the error and explain it.
-                    continue
-        for segment, run in runs:
-            try:
-                self._read_run(segment, run, answers)
-            except Exception as error:
-                for read in run:
-                    answers[read.at] = self._explain(error, read)
+                    if segment not in fds:
+                        fds[segment] = stack.enter_context(self._log.files.using(segment))
+                    if len(runs) > 1:
+                        first = run[0].place.first
+                        self._device.will_need(fds[segment], first, run[-1].place.end - first)
+                except OSError as error:
+                    self._refuse(run, error, answers)
+            for segment, run in runs:
+                if answers[run[0].at] is None:
+                    try:
+                        self._read_run(fds[segment], segment, run, answers)
+                    except Exception as error:
+                        self._refuse(run, error, answers)
 
-    def _read_run(self, segment: Segment, run: Sequence[Read], answers: Answers) -> None:
+    def _refuse(self, run: Sequence[Read], error: Exception, answers: Answers) -> None:
+        for read in run:
+            answers[read.at] = self._explain(error, read)
+
+    def _read_run(self, fd: int, segment: Segment, run: Sequence[Read], answers: Answers) -> None:
         begun = run[0].begun
-        buffers: list[bytearray | memoryview] = [memoryview(run[0].buffer)[begun:], *(read.buffer for read in run[1:])]
-        with self._log.files.using(segment) as fd:
-            if segment.advised is not segment.in_sequence:
-                # Further ahead for who reads in sequence, and not for others: they would pay for what they never ask.
-                segment.advised = segment.in_sequence
-                self._device.expect(fd, in_sequence=segment.advised)
-            whole = read_exactly(self._device, fd, buffers, run[0].place.first + begun)
-            for read in run:
-                buffer = read.buffer
-                try:
-                    if not (whole and self._codec.matches(read.id, read.place, buffer)):
-                        self._reread(fd, read, buffer)
-                    answers[read.at] = self._codec.decode(read.id, read.place, buffer)
-                except (ChunkError, OSError) as error:
-                    answers[read.at] = self._explain(error, read)
+        buffers: list[bytearray | memoryview] = [read.buffer for read in run]
+        if begun:
+            buffers[0] = memoryview(run[0].buffer)[begun:]
+        if segment.advised is not segment.in_sequence:
+            # Further ahead for who reads in sequence, and not for others: they would pay for what they never ask.
+            segment.advised = segment.in_sequence
+            self._device.expect(fd, in_sequence=segment.advised)
+        whole = read_exactly(self._device, fd, buffers, run[0].place.first + begun)
+        for read in run:
+            buffer = read.buffer
+            try:
+                if not (whole and self._codec.matches(read.id, read.place, buffer)):
+                    self._reread(fd, read, buffer)
+                answers[read.at] = self._codec.decode(read.id, read.place, buffer)
+            except (ChunkError, OSError) as error:
+                answers[read.at] = self._explain(error, read)
 
     def _reread(self, fd: int, read: Read, buffer: bytearray) -> None:
         """Once more from the medium: it may be the copy in the page cache that is damaged."""
