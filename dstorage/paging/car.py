@@ -5,9 +5,12 @@ remembered for a while; when one of them comes back, the share of memory for its
 through the recent clock and leaves the frequent one alone, while a sweep that comes round again is learnt. It decides as
 ARC does, but a hit only sets a mark.
 
-Differences from the paper: sizes are bytes, and pages in use may be taken out and put back (`restore`).
+Differences from the paper: sizes are bytes; pages in use may be taken out and put back (`restore`); and one return moves the
+shares by at most `MAX_STEP` times the size of what returned. In the paper a return from a list of few ids, while the other is long,
+moves them by the whole ratio of the two, so that where popularity drifts the shares swing from end to end (shifting zipf of
+`benchmarks/miss_ratio.py` at 40 % of the footprint: 0.013 above the better of LRU and ARC, 0.005 with the bound).
 
-Memory: what has left is remembered by id only, at most as many bytes' worth as are resident.
+Memory: what has left is remembered by id only, at most as many bytes' worth as are resident; empty chunks are not remembered.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from dstorage.paging.ring import Ring
 
 RECENT = 1
 FREQUENT = 2
+MAX_STEP = 4.0
+"""From 3 to 6 the misses are about the same; without a bound they are more under drift, with 1 they are more on skewed traffic."""
 
 
 class _Ghosts:
@@ -44,6 +49,11 @@ class _Ghosts:
             self.size -= dropped
 
 
+def _step(returned: _Ghosts, other: _Ghosts) -> float:
+    """How far a return moves the shares: further where fewer are remembered, for then it says more."""
+    return min(MAX_STEP, max(1.0, other.size / returned.size))
+
+
 class Car:
     """See the module's docstring.
 
@@ -60,18 +70,16 @@ class Car:
         self._left_frequent = _Ghosts()
 
     def insert(self, page: Page) -> None:
-        """To the recent clock, or, if its id is remembered, to the frequent one; adapts the shares."""
+        """To the recent clock, or, if its id is remembered, to the frequent one; a return adapts the shares."""
         page.hot = False
         id, size = page.id, page.size
         recent, frequent = self._left_recent, self._left_frequent
         if id in recent.ids:
-            self._target = min(
-                self._capacity, self._target + size * max(1.0, frequent.size / recent.size if recent.size else 1)
-            )
+            self._target = min(self._capacity, self._target + size * _step(recent, frequent))
             recent.drop(id)
             self._frequent.push(page)
         elif id in frequent.ids:
-            self._target = max(0.0, self._target - size * max(1.0, recent.size / frequent.size if frequent.size else 1))
+            self._target = max(0.0, self._target - size * _step(frequent, recent))
             frequent.drop(id)
             self._frequent.push(page)
         else:
@@ -110,6 +118,8 @@ class Car:
 
     def evicted(self, page: Page) -> None:
         """Remember its id."""
+        if not page.size:
+            return
         left = self._left_recent if page.queue == RECENT else self._left_frequent
         if page.id in left.ids:
             left.drop(page.id)
