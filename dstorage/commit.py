@@ -26,6 +26,7 @@ from dstorage.index import Index
 from dstorage.paging.writeback import WriteBack
 from dstorage.record import Locator, Record
 from dstorage.registry import Registry
+from dstorage.uses import Uses
 
 Places = dict[int, list[tuple[int, Locator]]]
 """Controller index -> (id, locator) pairs."""
@@ -48,6 +49,7 @@ class Committer:
         index: Index,
         writeback: WriteBack,
         registry: Registry,
+        uses: Uses,
         *,
         writer: ThreadPoolExecutor,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
@@ -56,6 +58,7 @@ class Committer:
         self._index = index
         self._writeback = writeback
         self._registry = registry
+        self._uses = uses
         self._writer = writer
         self._spawn = spawn
         self._discard = discard
@@ -110,7 +113,7 @@ class Committer:
         await self._sync({record.controller for record in index.frozen.values() if record is not None})
         loop = asyncio.get_running_loop()
         alive, dead = await loop.run_in_executor(self._writer, self._sort_places)
-        accessed, index.accessed = index.accessed, {}
+        accessed = self._uses.take_times()
         state: dict[tuple[int, int], bytes] = {}
         touched = []
         for number in alive.keys() | dead.keys():

@@ -28,7 +28,6 @@ class Index:
         self.frozen: dict[int, Record | None] = {}
         self.committing = False
         self.scratch: dict[int, Record] = {}
-        self.accessed: dict[int, int] = {}
         self.names: dict[bytes, int | None] = {}
         self.frozen_names: dict[bytes, int | None] = {}
 

@@ -51,6 +51,7 @@ from dstorage.resolver import Resolver
 from dstorage.room import Room
 from dstorage.table import HandleTable
 from dstorage.tiering import Tiering, TieringRules
+from dstorage.uses import Uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class Store:
         self._budget = options.budget
         self._events = Events()
         self._index = Index(catalog)
+        self._uses = Uses()
         self._registry = Registry(catalog, read_only=options.read_only)
         self._outages = Outages(
             retry=lambda handle: self.resolver.start(handle), drop=lambda handle: self.table.drop(handle)
@@ -109,6 +111,7 @@ class Store:
             self._memory,
             self._index,
             self._registry,
+            self._uses,
             spawn=self.spawn,
             on_resolved=lambda page: self.resolver.on_resolved(page),
             on_failed=lambda page, error: self.resolver.on_failed(page, error),
@@ -119,6 +122,7 @@ class Store:
             self._index,
             self._writeback,
             self._registry,
+            self._uses,
             writer=self._writer,
             spawn=self.spawn,
             discard=self.discard,
@@ -143,6 +147,7 @@ class Store:
             mover=self._mover,
             index=self._index,
             registry=self._registry,
+            uses=self._uses,
             pagein=self._pagein,
             writeback=self._writeback,
         )

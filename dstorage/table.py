@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SETTLED = frozenset({Status.NOT_RESOLVED, Status.LOST, Status.DELETED})
 """Without contents, and nothing is under way that would bring them."""
+SWEEP = 1024
+"""So many weak references to handles out of the table, dead ones included, are always worth keeping."""
 
 
 class HandleTable:
@@ -43,7 +45,10 @@ class HandleTable:
         self._max_handles = max_handles
         self._forget_outage = forget_outage
         self.handles: dict[int, Handle] = {}
-        self._dropped: weakref.WeakValueDictionary[int, Handle] = weakref.WeakValueDictionary()
+        self._dropped: dict[int, weakref.ref[Handle]] = {}
+        """Handles out of the table that somebody may still hold: without callbacks, which would cost more than all else
+        of a page-in; the dead ones are swept out now and then."""
+        self._sweep_at = SWEEP
 
     def unbound(self) -> Handle:
         """A handle that names no chunk yet (UNINITIALISED), with one reference; see `Handle.bind`."""
@@ -63,7 +68,8 @@ class HandleTable:
         if not isinstance(id, int) or not 0 < id <= MAX_ID:
             raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
         # Somebody may still hold the object of a handle that left the table: it is the one.
-        handle = self._dropped.pop(id, None) or Handle(self._store, id)
+        dropped = self._dropped.pop(id, None)
+        handle = (dropped() if dropped is not None else None) or Handle(self._store, id)
         self.enter(handle)
         handle.refs = 1
         return handle
@@ -105,7 +111,13 @@ class HandleTable:
             handle.to(Status.NOT_RESOLVED)
             handle.error = None
         if handle.status is Status.NOT_RESOLVED:
-            self._dropped[handle.id] = handle
+            self._remember(handle)
+
+    def _remember(self, handle: Handle) -> None:
+        self._dropped[handle.id] = weakref.ref(handle)
+        if len(self._dropped) >= self._sweep_at:
+            self._dropped = {id: dropped for id, dropped in self._dropped.items() if dropped() is not None}
+            self._sweep_at = max(SWEEP, 2 * len(self._dropped))
 
     def revive(self, handle: Handle) -> None:
         """Add the first reference to a handle that has none (for `Handle.acquire`)."""
@@ -139,14 +151,15 @@ class HandleTable:
         if not isinstance(id, int) or not 0 < id <= MAX_ID:
             raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
         self._store.check_open()
-        known = self.handles.get(id) or self._dropped.get(id)
+        dropped = self._dropped.get(id)
+        known = self.handles.get(id) or (dropped() if dropped is not None else None)
         if known is None:
             handle.id = id
             handle.to(Status.NOT_RESOLVED)
             if handle.refs:
                 self.enter(handle)
             else:
-                self._dropped[id] = handle
+                self._remember(handle)
             return handle
         refs = handle.refs
         self._alias(handle, known)

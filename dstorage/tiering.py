@@ -21,6 +21,7 @@ from dstorage.mover import Mover
 from dstorage.paging.pagein import PageIn
 from dstorage.paging.writeback import WriteBack
 from dstorage.registry import Entry, Registry
+from dstorage.uses import Uses
 
 HOT_READS = 2
 SAMPLE = 4096
@@ -52,7 +53,8 @@ class Tiering:
         mover: Moves chunks.
         index: Says where they are.
         registry: Knows the controllers.
-        pagein: Knows what was read how often.
+        uses: Knows what was read how often, and when.
+        pagein: Knows whether anything is read now.
         writeback: Knows whether anything is being written.
     """
 
@@ -63,6 +65,7 @@ class Tiering:
         mover: Mover,
         index: Index,
         registry: Registry,
+        uses: Uses,
         pagein: PageIn,
         writeback: WriteBack,
     ) -> None:
@@ -72,6 +75,7 @@ class Tiering:
         self._mover = mover
         self._index = index
         self._registry = registry
+        self._uses = uses
         self._pagein = pagein
         self._writeback = writeback
         self._position = 0
@@ -122,7 +126,7 @@ class Tiering:
 
     async def _up(self, budget: int) -> int:
         tiers = self._durable()
-        heat, self._pagein.heat = self._pagein.heat, {}
+        heat = self._uses.take_counts()
         if len(tiers) < 2:
             return 0
         fastest = tiers[0]
@@ -161,9 +165,8 @@ class Tiering:
         """(last access, id, size) of committed chunks on `entry`, from where the last look ended."""
         part = list(islice(self._index.catalog.records(self._position), SAMPLE))
         self._position = part[-1][0] + 1 if len(part) == SAMPLE else 0
-        accessed = self._index.accessed
         return [
-            (accessed.get(id, record.last_access), id, record.locator.size)
+            (self._uses.last(id, record.last_access), id, record.locator.size)
             for id, record in part
             if record.controller == entry.index and id not in self._writeback.pinned and self._index.get(id) == record
         ]

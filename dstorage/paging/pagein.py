@@ -11,7 +11,6 @@ if the catalog still names the place that was read; otherwise the new place is r
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -29,15 +28,12 @@ from dstorage.paging.memory import Memory, RoomRequest
 from dstorage.paging.page import Page
 from dstorage.record import Record
 from dstorage.registry import Entry, Registry
+from dstorage.uses import FOLD, Uses
 
 BATCH_BYTES = 8 * 2**20
 BATCH_CHUNKS = 64
 BATCHES_IN_FLIGHT = 16
 """Per controller; what comes after that waits its turn."""
-
-
-MAX_ACCESSED = 2**16
-"""Access times remembered between two commits; they are a help to tiering, not worth more memory."""
 
 
 class _Lane:
@@ -58,6 +54,7 @@ class PageIn:
         memory: Gives room for what is read.
         index: Says where it is.
         registry: Says who has it.
+        uses: Is told what was paged in.
         spawn: Starts a task that the store owns.
         on_resolved: Called when the contents of a page are in memory.
         on_failed: Called with a page and what its waiters are to be told.
@@ -69,6 +66,7 @@ class PageIn:
         memory: Memory,
         index: Index,
         registry: Registry,
+        uses: Uses,
         *,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_resolved: Callable[[Page], None],
@@ -78,6 +76,7 @@ class PageIn:
         self._memory = memory
         self._index = index
         self._registry = registry
+        self._uses = uses
         self._spawn = spawn
         self._on_resolved = on_resolved
         self._on_failed = on_failed
@@ -85,8 +84,6 @@ class PageIn:
         self._lanes: dict[int, _Lane] = {}
         self._underway: dict[Page, object] = {}
         """Page -> the token of its present read; an answer that carries another token is out of date."""
-        self.heat: dict[int, int] = {}
-        """id -> how often it was paged in since tiering last looked."""
         self.bytes_read = 0
         self.chunks_read = 0
 
@@ -230,10 +227,10 @@ class PageIn:
             buffer = bytes(buffer)
         self.bytes_read += size
         self.chunks_read += 1
-        if len(self._index.accessed) < MAX_ACCESSED:
-            self._index.accessed[page.id] = time.time_ns()
-        if len(self.heat) < MAX_ACCESSED:
-            self.heat[page.id] = self.heat.get(page.id, 0) + 1
+        recent = self._uses.recent
+        recent.append(page.id)
+        if len(recent) >= FOLD:
+            self._uses.fold()
         self._memory.insert(page, buffer)
         self._on_resolved(page)
         self._memory.settled(page)

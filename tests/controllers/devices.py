@@ -17,6 +17,7 @@ class FaultyDevice(Device):
         faults: Errors for the next calls, by method; None lets one pass.
         room: Bytes that may still be written; None for no limit.
         gate: Calls of the methods in `held` wait for it.
+        cold: Nothing is in the page cache: reads that would not wait are refused.
     """
 
     def __init__(self, **options):
@@ -25,6 +26,7 @@ class FaultyDevice(Device):
         self.calls = defaultdict(int)
         self.room = None
         self.held = set()
+        self.cold = False
         self.gate = threading.Event()
 
     def fail(self, method, code, times=1):
@@ -43,6 +45,8 @@ class FaultyDevice(Device):
 
     def preadv(self, fd, buffers, offset, *, nowait=False):
         self._meet("preadv_nowait" if nowait else "preadv")
+        if nowait and self.cold:
+            raise BlockingIOError(errno.EAGAIN, "cold")
         return super().preadv(fd, buffers, offset, nowait=nowait)
 
     def pwritev(self, fd, buffers, offset):

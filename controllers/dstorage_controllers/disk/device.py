@@ -7,6 +7,7 @@ or a faulty device in its place (`dstorage.testing.power`); platforms without po
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -190,17 +191,22 @@ class Device:
     def will_need(self, fd: int, offset: int, length: int) -> None:
         """Ask the kernel to start reading a range, where it takes such hints."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def expect(self, fd: int, *, in_sequence: bool) -> None:
-        """Tell the kernel how a file is going to be read, where it takes such hints."""
+        """Tell the kernel how a file is going to be read, where it takes such hints: further ahead than usual, or
+        exactly what is asked for.
+        """
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL if in_sequence else os.POSIX_FADV_NORMAL)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL if in_sequence else os.POSIX_FADV_RANDOM)
 
     def drop_cache(self, fd: int, offset: int, length: int) -> None:
         """Forget the cached (clean) pages of a range, where the kernel takes such hints."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def available(self, path: Path) -> int | None:
         """Bytes an ordinary user may still write on the file system of `path`; None where it is not to be had."""

@@ -35,8 +35,7 @@ class Segment:
         missing: The file was not there when the log was loaded.
         gone: Dead: no longer in the log, its file about to be deleted.
         read_end: End of the extent that was last asked for on the loop.
-        in_sequence: It began where the one before it ended.
-        advised: What the kernel was last told of `in_sequence`.
+        advised: Whether the kernel was last told to expect reading in sequence; None: nothing yet.
         fd: Descriptor, or -1.
         users: Threads that use `fd` now.
         touched: When it was last used, by a count of all uses.
@@ -53,7 +52,6 @@ class Segment:
         "fd",
         "forgotten",
         "gone",
-        "in_sequence",
         "live",
         "missing",
         "next_slot",
@@ -77,8 +75,7 @@ class Segment:
         self.missing = False
         self.gone = False
         self.read_end = 0
-        self.in_sequence = False
-        self.advised = False
+        self.advised: bool | None = None
         self.fd = -1
         self.users = 0
         self.touched = 0
@@ -166,7 +163,7 @@ class SegmentFiles:
                 if segment.users:
                     continue
                 fd, segment.fd = segment.fd, -1
-                segment.advised = False
+                segment.advised = None
                 self._open -= 1
             self.device.close(fd)
 

@@ -1,6 +1,9 @@
-"""The disk controller alone, beside the system calls it is made of, and its cold reads beside other stores.
+"""Page-in and writing through the whole store, beside the system calls they are made of; cold random reads beside other stores.
 
-python benchmarks/disk.py [--size tiny|full] [--repeat N] [--path DIR] [--json FILE]
+python benchmarks/page_in.py [--size tiny|full] [--repeat N] [--path DIR] [--json FILE]
+
+The budget is a few chunks, so that every chunk asked for comes from the disk (or the kernel's page cache), is checked, and
+leaves again.
 
 "Cold" means that the files were synced and dropped from the page cache (POSIX_FADV_DONTNEED) before each round; what lies
 below the kernel (a drive's or a hypervisor's cache) is not ours to drop and serves everybody alike.
@@ -17,7 +20,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
-import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,16 +29,17 @@ from typing import Any
 from dstorage_controllers.disk import DiskController
 from environment import describe
 
-from dstorage.controller import OpenContext, ReadRequest, WriteRequest
-from dstorage.record import Locator
+import dstorage
 
 MIB = 2**20
 LARGE = MIB
 SMALL = 4096
 CONCURRENCY = 16
 
-SIZES = {"tiny": (16, 512), "full": (512, 16384)}
-"""Number of 1 MiB chunks and of 4 KiB chunks."""
+BUDGET = 16 * MIB
+SIZES = {"tiny": (32, 8192, 256), "full": (512, 2**17, 8000)}
+"""Number of 1 MiB chunks; of 4 KiB chunks, and how many of these are read: so few of so many that reading ahead is of no
+use to anybody."""
 
 
 def drop(directory: Path) -> None:
@@ -48,39 +52,10 @@ def drop(directory: Path) -> None:
             os.close(fd)
 
 
-class Pager:
-    """Asks a controller as a store does: at once if it can, else all of one turn of the loop in a batch."""
-
-    def __init__(self, controller: DiskController) -> None:
-        self._controller = controller
-        self._waiting: list[tuple[ReadRequest, asyncio.Future[object]]] = []
-
-    async def get(self, id: int, locator: Locator) -> object:
-        answer = self._controller.read_nowait(id, locator)
-        if answer is not None:
-            return answer
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[object] = loop.create_future()
-        if not self._waiting:
-            loop.call_soon(self._send)
-        self._waiting.append((ReadRequest(id, locator), future))
-        return await future
-
-    def _send(self) -> None:
-        batch, self._waiting = self._waiting, []
-        task = asyncio.get_running_loop().create_task(self._read(batch))
-        task.add_done_callback(lambda task: task.result())
-
-    async def _read(self, batch: list[tuple[ReadRequest, asyncio.Future[object]]]) -> None:
-        answers = await self._controller.read([request for request, _ in batch])
-        for (_, future), answer in zip(batch, answers, strict=True):
-            future.set_result(answer)
-
-
 class Bench:
     """Chunks on a controller, the same bytes in one plain file, and rounds over both."""
 
-    def __init__(self, directory: Path, large: int, small: int, repeat: int) -> None:
+    def __init__(self, directory: Path, large: int, small: int, picked: int, repeat: int) -> None:
         self.directory = directory
         self.repeat = repeat
         self.large = large
@@ -89,7 +64,7 @@ class Bench:
         source = random.Random(1)
         self.blob = source.randbytes(LARGE)
         self.values = [source.randbytes(SMALL) for _ in range(64)]
-        self.order = source.sample(range(small), min(small, 8000))
+        self.order = source.sample(range(small), picked)
 
     def report(self, what: str, rates: dict[str, list[float]], unit: str) -> None:
         """Print and keep the medians and the spread of one comparison; the first name is the yardstick."""
@@ -118,16 +93,14 @@ class Bench:
         return rates
 
     async def run(self) -> None:
-        controller = DiskController()
-        await controller.open(OpenContext(uuid.uuid4(), 0, self.directory / "ours"))
-        try:
-            await self.writes(controller)
-            await self.large_reads(controller)
-            await self.small_reads(controller)
-        finally:
-            await controller.close()
+        async with await dstorage.open(
+            self.directory / "ours", budget=BUDGET, pressure=None, commit_interval=None, controllers=[DiskController()]
+        ) as store:
+            await self.writes(store)
+            await self.large_reads(store)
+            await self.small_reads(store)
 
-    async def writes(self, controller: DiskController) -> None:
+    async def writes(self, store: dstorage.Store) -> None:
         plain = self.directory / "plain-writes"
 
         async def raw() -> None:
@@ -138,42 +111,30 @@ class Bench:
             os.close(fd)
 
         async def ours() -> None:
-            places: list[tuple[int, Locator]] = []
-            for first in range(0, self.large, 4):
-                places += await put(controller, first + 1, [self.blob] * 4)
-            await controller.sync()
-            await controller.discard(places)
+            delete(store, await fill(store, [self.blob] * self.large))
 
         async def ours_small() -> None:
-            places: list[tuple[int, Locator]] = []
-            for first in range(0, self.small, 256):
-                places += await put(controller, first + 1, [self.values[0]] * 256)
-            await controller.sync()
-            await controller.discard(places)
+            delete(store, await fill(store, self.values * (self.small // len(self.values))))
 
         # Memory that the machine never used before is slow to get, once: not what is to be measured.
         await raw()
         await ours()
-        rates = await self.rounds(
-            self.large * LARGE, {"os.pwritev, 4 MiB a call, fdatasync": raw, "dstorage, batches of 4": ours}, cold=False
-        )
+        contestants = {"os.pwritev, 4 MiB a call, fdatasync": raw, "dstorage, create and commit": ours}
+        rates = await self.rounds(self.large * LARGE, contestants, cold=False)
         plain.unlink()
         self.report("write 1 MiB chunks, durably", scaled(rates, 1e9), "GB/s")
-        rates = await self.rounds(self.small, {"dstorage, batches of 256": ours_small}, cold=False)
+        rates = await self.rounds(self.small, {"dstorage, create and commit": ours_small}, cold=False)
         self.report("write 4 KiB chunks, durably", rates, "chunks/s")
 
-    async def large_reads(self, controller: DiskController) -> None:
-        places: list[tuple[int, Locator]] = []
+    async def large_reads(self, store: dstorage.Store) -> None:
+        ids = await fill(store, [self.blob] * self.large)
         plain = self.directory / "plain"
         with plain.open("wb") as file:
-            for first in range(0, self.large, 4):
-                places += await put(controller, first + 1, [self.blob] * 4)
-                file.write(self.blob * 4)
-        await controller.sync()
+            for _ in range(self.large):
+                file.write(self.blob)
         fd = os.open(plain, os.O_RDONLY)
-        pager = Pager(controller)
         reused = bytearray(LARGE)
-        shuffled = random.Random(2).sample(places, len(places))
+        shuffled = random.Random(2).sample(range(self.large), self.large)
 
         async def raw_reused() -> None:
             for number in range(self.large):
@@ -183,27 +144,35 @@ class Bench:
             for number in range(self.large):
                 os.preadv(fd, [bytearray(LARGE)], number * LARGE)
 
-        async def in_sequence() -> None:
-            for id, place in places:
-                await pager.get(id, place)
+        async def raw_kept() -> None:
+            # As a cache of the same budget would: what was freed last is not what is written next.
+            kept = deque([bytearray(0)], maxlen=BUDGET // LARGE)
+            for number in range(self.large):
+                kept.append(bytearray(LARGE))
+                os.preadv(fd, [kept[-1]], number * LARGE)
+
+        async def one_by_one() -> None:
+            for id in ids:
+                async with store.handle(id):
+                    pass
+
+        async def in_bulk() -> None:
+            async for _ in store.resolve_each(ids):
+                pass
 
         async def raw_shuffled() -> None:
-            for id, _ in shuffled:
-                os.preadv(fd, [bytearray(LARGE)], (id - 1) * LARGE)
+            for number in shuffled:
+                os.preadv(fd, [bytearray(LARGE)], number * LARGE)
 
         async def at_random() -> None:
-            left = iter(shuffled)
-
-            async def reader() -> None:
-                for id, place in left:
-                    await pager.get(id, place)
-
-            await asyncio.gather(*(reader() for _ in range(CONCURRENCY)))
+            await at_once(store, [ids[number] for number in shuffled])
 
         contestants = {
             "os.preadv, a fresh bytearray each": raw_fresh,
             "os.preadv, one buffer reused": raw_reused,
-            "dstorage, checksum included": in_sequence,
+            f"os.preadv, the last {BUDGET // LARGE} kept": raw_kept,
+            "dstorage, await one after the other": one_by_one,
+            "dstorage, resolve_each": in_bulk,
         }
         for contestant in contestants.values():
             await contestant()
@@ -219,26 +188,22 @@ class Bench:
         self.report("read 1 MiB chunks in random order, cold", scaled(rates, 1e9), "GB/s")
         os.close(fd)
         plain.unlink()
-        await controller.discard(places)
+        delete(store, ids)
+        await store.commit()
 
-    async def small_reads(self, controller: DiskController) -> None:
-        places: list[tuple[int, Locator]] = []
+    async def small_reads(self, store: dstorage.Store) -> None:
         values = [self.values[number % len(self.values)] for number in range(self.small)]
-        for first in range(0, self.small, 256):
-            places += await put(controller, first + 1, values[first : first + 256])
-        await controller.sync()
-        pager = Pager(controller)
+        ids = await fill(store, values)
         plain = self.directory / "plain"
         plain.write_bytes(b"".join(values))
+        wanted = [ids[number] for number in self.order]
 
         async def ours() -> None:
-            left = iter(self.order)
+            await at_once(store, wanted)
 
-            async def reader() -> None:
-                for number in left:
-                    await pager.get(*places[number])
-
-            await asyncio.gather(*(reader() for _ in range(CONCURRENCY)))
+        async def ours_in_bulk() -> None:
+            async for _ in store.resolve_each(wanted):
+                pass
 
         async def raw() -> None:
             fd = os.open(plain, os.O_RDONLY)
@@ -247,25 +212,48 @@ class Bench:
             os.close(fd)
 
         contestants: dict[str, Callable[[], Awaitable[None]]]
-        contestants = {f"os.pread, {CONCURRENCY} threads": raw, f"dstorage, {CONCURRENCY} at once": ours}
-        for name, fill in PEERS.items():
+        contestants = {
+            f"os.pread, {CONCURRENCY} threads": raw,
+            f"dstorage, {CONCURRENCY} at once": ours,
+            "dstorage, resolve_each": ours_in_bulk,
+        }
+        for name, filler in PEERS.items():
             try:
-                contestants[f"{name}, {CONCURRENCY} threads"] = peer(fill, self.directory / name, values, self.order)
+                contestants[f"{name}, {CONCURRENCY} threads"] = peer(filler, self.directory / name, values, self.order)
             except ImportError:
                 print(f"  ({name} is not installed: left out)")
         rates = await self.rounds(len(self.order), contestants, cold=True)
         self.report("read 4 KiB chunks in random order, cold", rates, "chunks/s")
 
 
-async def put(controller: DiskController, first: int, values: Sequence[bytes]) -> list[tuple[int, Locator]]:
-    """Write a batch that must be taken whole."""
-    answers = await controller.write([WriteRequest(first + at, value) for at, value in enumerate(values)])
-    places: list[tuple[int, Locator]] = []
-    for at, answer in enumerate(answers):
-        if isinstance(answer, Exception):
-            raise answer
-        places.append((first + at, answer))
-    return places
+async def fill(store: dstorage.Store, values: Sequence[bytes]) -> list[int]:
+    """Make a chunk of each value, durably, and leave none in memory."""
+    ids = []
+    for value in values:
+        with await store.create(value) as handle:
+            ids.append(handle.id)
+    await store.commit()
+    store.set_budget(1)
+    store.set_budget(BUDGET)
+    return ids
+
+
+def delete(store: dstorage.Store, ids: Sequence[int]) -> None:
+    for id in ids:
+        with store.handle(id) as handle:
+            handle.delete()
+
+
+async def at_once(store: dstorage.Store, ids: Sequence[int]) -> None:
+    """Page in chunks by as many tasks as there may be requests at once."""
+    left = iter(ids)
+
+    async def reader() -> None:
+        for id in left:
+            async with store.handle(id):
+                pass
+
+    await asyncio.gather(*(reader() for _ in range(CONCURRENCY)))
 
 
 def scaled(rates: dict[str, list[float]], by: float) -> dict[str, list[float]]:
@@ -426,8 +414,7 @@ def main() -> None:
     except ImportError:
         print("(uvloop is not installed: the standard loop)")
     with tempfile.TemporaryDirectory(prefix="dstorage-bench-", dir=options.path) as directory:
-        large, small = SIZES[options.size]
-        bench = Bench(Path(directory), large, small, options.repeat)
+        bench = Bench(Path(directory), *SIZES[options.size], options.repeat)
         run(bench.run())
     if options.json is not None:
         options.json.write_text(json.dumps({"environment": facts, "results": bench.results}, indent=2) + "\n")
