@@ -34,6 +34,7 @@ from dstorage.errors import (
 from dstorage.events import Event, EventStream
 from dstorage.handle import Handle, Status
 from dstorage.info import ChunkInfo, ControllerInfo, Stats
+from dstorage.namespace import Namespace
 from dstorage.opening import open
 from dstorage.record import Locator
 from dstorage.store import Store
@@ -48,6 +49,7 @@ __all__ = [
     "Event",
     "EventStream",
     "Handle",
+    "Namespace",
     "Stats",
     "Status",
     "Store",

@@ -1,7 +1,7 @@
 """The catalog: where each chunk lives, on disk, in one LMDB environment.
 
 Tables: ``records`` (id -> 32-byte record), ``controllers`` (index -> JSON), ``names`` (key -> id), ``state`` (controllers'
-private state) and ``meta`` (format version, store uuid, next id). `Catalog.apply` is the one place that changes it: one
+private state) and ``meta`` (format version, store uuid, next id, namespaces). `Catalog.apply` is the one place that changes it: one
 LMDB transaction, durable when it returns. So a crash leaves either all of a commit or nothing of it.
 
 Reads go through one standing read transaction that is begun anew after each commit: a lookup costs about a microsecond and
@@ -34,6 +34,8 @@ MAX_NAME_BYTES = 511
 _STATE_KEY = struct.Struct(">IQ")
 """Controller index, then the controller's own key; big-endian, so that one controller's entries lie together."""
 _INDEX_KEY = struct.Struct(">I")
+_NAMESPACE = b"namespace "
+"""Then the number in decimal: a key of ``meta``."""
 _ID = struct.Struct("<Q")
 
 
@@ -219,6 +221,21 @@ class Catalog:
             found[_INDEX_KEY.unpack(key)[0]] = checked
         return found
 
+    def namespaces(self) -> dict[int, dict[str, Any]]:
+        """Number -> {name, share} of each namespace."""
+        found = {}
+        cursor = self._txn.cursor(db=self._meta)
+        if cursor.set_range(_NAMESPACE):
+            for key, raw in cursor:
+                if not key.startswith(_NAMESPACE):
+                    break
+                try:
+                    entry = json.loads(raw)
+                    found[int(key[len(_NAMESPACE) :])] = {"name": str(entry["name"]), "share": float(entry["share"])}
+                except (ValueError, KeyError, TypeError) as error:
+                    raise CorruptData(f"{self.path}: the entry {key!r} of a namespace is damaged") from error
+        return found
+
     def state(self, controller: int) -> dict[int, bytes]:
         """The private state of one controller as of the last commit."""
         found = {}
@@ -312,6 +329,11 @@ class Catalog:
         with self._env.begin(write=True, db=self._controllers) as txn:
             txn.put(_INDEX_KEY.pack(index), json.dumps(entry, sort_keys=True).encode())
         self.refresh()
+
+    def put_namespace(self, number: int, *, name: str, share: float) -> None:
+        """Write one entry of the list of namespaces, durably."""
+        with self._env.begin(write=True, db=self._meta) as txn:
+            txn.put(_NAMESPACE + str(number).encode(), json.dumps({"name": name, "share": share}).encode())
 
     def close(self) -> None:
         """Give the environment back. Idempotent."""

@@ -62,6 +62,7 @@ class Contents:
         durable: bool = True,
         controller: str | None = None,
         wait: float | None = None,
+        namespace: int = 0,
     ) -> Handle:
         """Make a new chunk.
 
@@ -72,6 +73,7 @@ class Contents:
             durable: False for scratch: may live on volatile controllers, is lost by a crash.
             controller: Name of the controller that is to keep it; by default the fastest with room.
             wait: Seconds to wait while references hold all of the budget.
+            namespace: Number of the namespace it is to belong to.
 
         Returns:
             Its handle, RESOLVED, with one reference that is the caller's to release.
@@ -86,14 +88,16 @@ class Contents:
             await self._room.reserve(size, 0, wait)
         if self._table.full:
             await self._write_idle()
-        return self._create(data, size, durable, index)
+        return self._create(data, size, durable, index, namespace)
 
     async def _write_idle(self) -> None:
         """Too many handles: have some unreferenced dirty ones written, so that they can leave the table."""
         idle = [page for page in self._memory.dirty if not page.refs][:IDLE_AT_A_TIME]
         await asyncio.gather(*[self.flush(page) for page in idle if isinstance(page, Handle)])
 
-    def create_nowait(self, data: Buffer | int, *, durable: bool = True, controller: str | None = None) -> Handle:
+    def create_nowait(
+        self, data: Buffer | int, *, durable: bool = True, controller: str | None = None, namespace: int = 0
+    ) -> Handle:
         """`create` without waiting.
 
         Raises:
@@ -101,7 +105,7 @@ class Contents:
         """
         size, index = self._check_create(data, durable, controller)
         self._room.reserve_nowait(size, 0)
-        return self._create(data, size, durable, index)
+        return self._create(data, size, durable, index, namespace)
 
     def _check_create(self, data: Buffer | int, durable: bool, controller: str | None) -> tuple[int, int | None]:
         self._store.check_writable()
@@ -117,10 +121,10 @@ class Contents:
             )
         return size, entry.index
 
-    def _create(self, data: Buffer | int, size: int, durable: bool, controller: int | None) -> Handle:
+    def _create(self, data: Buffer | int, size: int, durable: bool, controller: int | None, namespace: int) -> Handle:
         try:
             handle = Handle(self._store)
-            handle.id = self._ids.take()
+            handle.id = self._ids.take(namespace)
             self._table.enter(handle)
         except BaseException:
             self._memory.give_back(size, dirty=True)

@@ -1,4 +1,4 @@
-"""Ids: 64-bit numbers, handed out in ascending order and never twice.
+"""Ids: 64-bit numbers, never handed out twice; those of one namespace in ascending order.
 
 The catalog is told ahead, a million at a time, below which number all ids may have been used. So no id costs a commit; a
 crash skips what is left of the promise, and an orderly close gives it back.
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from dstorage.catalog import Catalog
 from dstorage.commit import Committer
+from dstorage.record import NAMESPACE_SHIFT
 
 RESERVED_IDS = 2**20
 
@@ -30,8 +31,8 @@ class IdAllocator:
         self._next = self._reserved_to = catalog.next_id()
         self._reserving = False
 
-    def take(self) -> int:
-        """The next id."""
+    def take(self, namespace: int = 0) -> int:
+        """The next id, of the namespace with this number."""
         id = self._next
         left = self._reserved_to - id
         if left <= RESERVED_IDS // 2 and not self._reserving:
@@ -41,7 +42,7 @@ class IdAllocator:
             # Half a million ids were taken before the writer thread got its turn: wait for the disk here.
             self._promise(id + RESERVED_IDS)
         self._next = id + 1
-        return id
+        return namespace << NAMESPACE_SHIFT | id
 
     async def reserve(self) -> None:
         """Promise more ids ahead, in the writer thread."""

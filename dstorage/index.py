@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dstorage.catalog import Catalog, Changes
-from dstorage.record import Record
+from dstorage.record import MAX_ID, Record
 
 
 class Index:
@@ -129,12 +129,15 @@ class Index:
         merged |= {n: i for n, i in changed.items() if i is not None}
         yield from sorted(merged.items())
 
-    def ids(self) -> Iterator[int]:
-        """All current ids in ascending order; chunks never written yet are not among them."""
+    def ids(self, start: int = 0, stop: int = MAX_ID + 1) -> Iterator[int]:
+        """Current ids from `start` up to but without `stop`, ascending; chunks never written yet are not among them."""
         changed = self.frozen | self.current
-        extra = sorted({id for id, record in changed.items() if record is not None} | set(self.scratch))
+        written = {id for id, record in changed.items() if record is not None} | set(self.scratch)
+        extra = sorted(id for id in written if start <= id < stop)
         position = 0
-        for id, _ in self.catalog.records():
+        for id, _ in self.catalog.records(start):
+            if id >= stop:
+                break
             while position < len(extra) and extra[position] < id:
                 yield extra[position]
                 position += 1

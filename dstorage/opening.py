@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +16,7 @@ from dstorage.errors import InvalidArgumentError, NotAStoreError, ReadOnlyError
 from dstorage.lease import DebugStore
 from dstorage.lock import StoreLock
 from dstorage.paging.budget import parse_bytes
-from dstorage.paging.policy import Policy, make_policy
+from dstorage.paging.policy import Policy, policy_maker
 from dstorage.paging.pressure import PressureMonitor
 from dstorage.registry import load_plugin
 from dstorage.store import Options, Store
@@ -85,7 +85,7 @@ def open(
     *,
     budget: int | float | str = "25%",
     controllers: Sequence[Controller] | None = None,
-    policy: str | Policy | None = None,
+    policy: str | Callable[[int], Policy] | None = None,
     dirty_share: float = 0.5,
     commit_interval: float | None = 5.0,
     max_handles: int | None = None,
@@ -105,7 +105,7 @@ def open(
         budget: Bytes of chunk contents to keep in memory: a number, "512M", or a share of RAM as "25%" or 0.25.
         controllers: Controllers to register, in addition to those the store lists already. A new store without any gets
             one disk controller in its own directory.
-        policy: Eviction policy, by name or as an object; the default is chosen by measured miss ratios.
+        policy: Eviction policy: its name, or what makes one, given a capacity in bytes; the default is chosen by measured miss ratios.
         dirty_share: Share of the budget that may be dirty before whoever writes is slowed.
         commit_interval: Seconds between background commits, None for none (commits are then the program's own, and one
             at close).
@@ -140,7 +140,7 @@ def open(
     monitor = PressureMonitor() if pressure is True else pressure or None
     options = Options(
         budget=size,
-        policy=make_policy(policy, size),
+        policy=policy_maker(policy),
         dirty_share=dirty_share,
         commit_interval=commit_interval,
         max_handles=max_handles,

@@ -17,9 +17,19 @@ MAX_CHUNK_BYTES = 2**31 - 1
 MAX_ID = 2**64 - 1
 """Ids are 1 .. MAX_ID; 0 is invalid."""
 
+NAMESPACE_SHIFT = 56
+MAX_NAMESPACES = 255
+"""An id's highest byte is the number of its namespace, 0 for none; the 56 bits below it are never used twice in a store, so
+a chunk's namespace needs neither a look into a table nor a byte of memory."""
+
 RECORD = struct.Struct("<QIIQQ")
 KEY = struct.Struct("=Q")
 """Native order: LMDB compares keys of MDB_INTEGERKEY databases as native integers."""
+
+
+def namespace_of(id: int) -> int:
+    """Number of the namespace that an id belongs to; 0 for none."""
+    return id >> NAMESPACE_SHIFT
 
 
 class Locator(NamedTuple):

@@ -11,7 +11,7 @@ import asyncio
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from dstorage.index import Index
 from dstorage.info import ChunkInfo, ControllerInfo, Stats
 from dstorage.lock import StoreLock
 from dstorage.mover import Mover
+from dstorage.namespace import Namespace, Namespaces
 from dstorage.outage import Outages
 from dstorage.paging.memory import Memory
 from dstorage.paging.page import Page
@@ -59,7 +60,7 @@ class Options:
     """How a store was opened; see `dstorage.open`, whose keyword arguments these are."""
 
     budget: int
-    policy: Policy
+    policy: Callable[[int], Policy]
     dirty_share: float = 0.5
     commit_interval: float | None = 5.0
     max_handles: int | None = None
@@ -94,7 +95,7 @@ class Store:
         self._memory = Memory(
             options.budget,
             dirty_share=options.dirty_share,
-            policy=options.policy,
+            policy=options.policy(options.budget),
             max_cached=options.max_cached,
             on_evicted=lambda page, reason: self.resolver.on_evicted(page, reason),
             on_laundry=lambda: self._writeback.wake(),
@@ -162,6 +163,13 @@ class Store:
             writeback=self._writeback,
             ids=self._ids,
             events=self._events,
+        )
+        self._namespaces = Namespaces(
+            catalog,
+            self._committer,
+            self.contents,
+            self._index,
+            share_out=lambda: self._memory.share_out(options.policy, self._handles.values()),
         )
         self._bulk = Bulk(self, self.resolver, self._memory, self._index)
         _open_stores.add(self)
@@ -337,6 +345,29 @@ class Store:
         """Names that start with `prefix`, in byte order, with their ids."""
         self.check_open()
         return self._index.iter_names(prefix)
+
+    # -- namespaces ---------------------------------------------------------------------------------------------------
+
+    async def namespace(self, name: str, *, share: float | None = None) -> Namespace:
+        """The namespace called `name`: a group of chunks with a share of the budget of its own; made if there is none.
+
+        Args:
+            name: 1 to 255 bytes of UTF-8.
+            share: Share of the budget (0 to 1) that its chunks can always fill, however busy the others are; kept in the
+                store. By default as it was, and none for a new one. Unused memory is for everybody.
+
+        Raises:
+            InvalidArgumentError: The shares would add up to more than 1, or there are 255 namespaces already.
+        """
+        if share is not None or name not in self._namespaces.by_name:
+            self.check_writable()
+        self.check_open()
+        return await self._namespaces.get(name, share)
+
+    def namespaces(self) -> list[Namespace]:
+        """All namespaces of the store."""
+        self.check_open()
+        return list(self._namespaces.by_name.values())
 
     # -- controllers --------------------------------------------------------------------------------------------------
 

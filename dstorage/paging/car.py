@@ -129,6 +129,9 @@ class Car:
             max(0, 2 * self._capacity - self._recent.size - self._frequent.size - self._left_recent.size)
         )
 
+    def dropped(self, page: Page) -> None:
+        """Nothing is known of it."""
+
     def remove(self, page: Page) -> None:
         """Take out, unremembered."""
         (self._recent if page.queue == RECENT else self._frequent).remove(page)

@@ -37,6 +37,9 @@ class Clock:
     def evicted(self, page: Page) -> None:
         """Nothing to remember."""
 
+    def dropped(self, page: Page) -> None:
+        """Nothing is known of it."""
+
     def remove(self, page: Page) -> None:
         """Take out."""
         self._ring.remove(page)

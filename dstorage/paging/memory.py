@@ -12,10 +12,11 @@ order, `parked`, `laundry`, `ready`; see `dstorage.paging.page`.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from dstorage.paging.page import ABSENT, ALONE, IN_ORDER, LAUNDRY, PARKED, READY, Page, holders, swap
 from dstorage.paging.policy import Policy
+from dstorage.paging.shares import Shares
 
 AHEAD_SHARE = 1 / 16
 """Clean victims kept ahead of the eviction hand while there are dirty pages, as a share of the limit."""
@@ -148,14 +149,14 @@ class Memory:
         """Make `buffer` the new, dirty contents of a resident page; its bytes are reserved as dirty already."""
         size = page.size
         resized = size != len(buffer)
-        # Changed is used: what was chosen to leave goes back into the order.
-        if page.place in (LAUNDRY, READY):
+        # Changed is used: what was chosen to leave goes back into the order; and there a size is changed.
+        if page.place in (LAUNDRY, READY) or (resized and page.place == PARKED):
             self._restore(page)
-        if resized and page.place == IN_ORDER:
+        if resized:
             self._policy.remove(page)
         self._let_go(swap(page, buffer), size)
         page.size = len(buffer)
-        if resized and page.place == IN_ORDER:
+        if resized:
             self._policy.insert(page)
         page.hot = True
         if page.dirty:
@@ -186,6 +187,8 @@ class Memory:
 
     def forget(self, page: Page) -> None:
         """Free the contents of a page that was deleted or lost (not an eviction)."""
+        if page.place != IN_ORDER:
+            self._policy.dropped(page)
         self._take_out(page)
         if page.dirty:
             page.dirty = False
@@ -245,6 +248,17 @@ class Memory:
         freed = len(kept) < len(strays)
         self._strays = kept
         return freed
+
+    def share_out(self, make: Callable[[int], Policy], resident: Iterable[Page]) -> Shares:
+        """From now on give namespaces shares of the memory.
+
+        Args:
+            make: Makes a namespace's policy, given bytes.
+            resident: All pages in memory.
+        """
+        held = sum(page.size for page in resident if page.place == IN_ORDER)
+        self._policy = shares = Shares(make, self.limit, self._policy, held)
+        return shares
 
     @property
     def hopeful(self) -> bool:

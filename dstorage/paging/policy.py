@@ -31,6 +31,9 @@ class Policy(Protocol):
     def evicted(self, page: Page) -> None:
         """A page that `victim` gave out has left: may be remembered by its id."""
 
+    def dropped(self, page: Page) -> None:
+        """A page that `victim` gave out was deleted: it neither comes back nor is to be remembered."""
+
     def remove(self, page: Page) -> None:
         """Take a page out of the order for good."""
 
@@ -45,8 +48,8 @@ POLICIES: dict[str, Callable[[int], Policy]] = {"car": Car, "clock": Clock}
 DEFAULT = "car"
 
 
-def make_policy(policy: str | Policy | None, capacity: int) -> Policy:
-    """The policy called so, or the object given.
+def policy_maker(policy: str | Callable[[int], Policy] | None) -> Callable[[int], Policy]:
+    """What makes the policy called so, or the maker given.
 
     Raises:
         InvalidArgumentError: There is none of that name.
@@ -55,5 +58,5 @@ def make_policy(policy: str | Policy | None, capacity: int) -> Policy:
         name = policy or DEFAULT
         if name not in POLICIES:
             raise InvalidArgumentError(f"no eviction policy {name!r}: there are {', '.join(sorted(POLICIES))}")
-        return POLICIES[name](capacity)
+        return POLICIES[name]
     return policy
