@@ -38,6 +38,7 @@ from dstorage.namespace import Namespace
 from dstorage.opening import open
 from dstorage.record import Locator
 from dstorage.store import Store
+from dstorage.tier import TierRule
 from dstorage.tiering import TieringRules
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ __all__ = [
     "Stats",
     "Status",
     "Store",
+    "TierRule",
     "TieringRules",
     "open",
     # For authors of controllers

@@ -127,6 +127,8 @@ class Mover:
         source = self._loaded(self._registry[source_index], source_index)
         destination = self._loaded(target, target.index)
         size = sum(record.locator.size for _, record in chunks)
+        if target.throttle is not None:
+            await target.throttle.take(size)
         await self._room.reserve(size, 0, ROOM_WAIT_S, dirty=False)
         try:
             found = await source.read([ReadRequest(id, record.locator) for id, record in chunks])

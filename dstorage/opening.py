@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from dstorage.paging.policy import Policy, policy_maker
 from dstorage.paging.pressure import PressureMonitor
 from dstorage.registry import load_plugin
 from dstorage.store import Options, Store
+from dstorage.tier import TierRule
 from dstorage.tiering import TieringRules
 
 
@@ -94,6 +95,7 @@ def open(
     create: bool = True,
     pressure: PressureMonitor | bool | None = True,
     tiering: TieringRules | bool | None = True,
+    tiers: Mapping[str, TierRule] | None = None,
 ) -> Opening:
     """Open a store; make it if there is none::
 
@@ -117,6 +119,7 @@ def open(
             monitor of your own.
         tiering: True moves hot chunks to faster controllers and cold ones to slower while the store is idle; False does not;
             or rules of your own.
+        tiers: Name of a controller -> how it is to be used as a tier: who is let in, how full it gets, how fast it is written to.
 
     Returns:
         To be awaited, or used with ``async with``; gives a `Store`.
@@ -148,5 +151,6 @@ def open(
         read_only=read_only,
         pressure=monitor,
         tiering=TieringRules() if tiering is True else tiering or None,
+        tiers=dict(tiers or {}),
     )
     return Opening(Path(path), options, controllers, create)

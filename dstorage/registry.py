@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from dstorage.catalog import Catalog
 from dstorage.controller import ENTRY_POINT_GROUP, Controller, ControllerStatus
 from dstorage.errors import ControllerError, InvalidArgumentError
+from dstorage.tier import Throttle, TierRule
 
 MAX_CONTROLLERS = 65536
 
@@ -29,9 +30,11 @@ class Entry:
         removed: Declared removed: its chunks are lost.
         controller: The loaded and opened instance, or None.
         error: Why it is not loaded, if loading failed.
+        rule: How the program wants it used.
+        throttle: Slows what is written to it; None: nothing does.
     """
 
-    __slots__ = ("controller", "error", "index", "kind", "name", "rank", "removed", "settings")
+    __slots__ = ("controller", "error", "index", "kind", "name", "rank", "removed", "rule", "settings", "throttle")
 
     def __init__(
         self, index: int, name: str, kind: str, rank: int, settings: Mapping[str, object], removed: bool
@@ -44,6 +47,8 @@ class Entry:
         self.removed = removed
         self.controller: Controller | None = None
         self.error: Exception | None = None
+        self.rule = TierRule()
+        self.throttle: Throttle | None = None
 
     @property
     def status(self) -> ControllerStatus:
@@ -61,13 +66,16 @@ class Entry:
 class Registry:
     """The store's list of controllers."""
 
-    def __init__(self, catalog: Catalog, *, read_only: bool) -> None:
+    def __init__(self, catalog: Catalog, rules: Mapping[str, TierRule], *, read_only: bool) -> None:
         self._catalog = catalog
+        self._rules = rules
         self._read_only = read_only
         self._entries = {
             index: Entry(index, e["name"], e["kind"], e["rank"], e["settings"], e["removed"])
             for index, e in catalog.controllers().items()
         }
+        for entry in self._entries.values():
+            self._apply_rule(entry)
         self._by_rank: list[Entry] = []
         self.reorder()
 
@@ -110,6 +118,7 @@ class Registry:
             index = max(self._entries, default=-1) + 1
             entry = Entry(index, name, controller.kind, controller.rank, controller.settings, False)
             self._entries[index] = entry
+            self._apply_rule(entry)
         elif entry.kind != controller.kind:
             raise InvalidArgumentError(
                 f"controller {name!r} is listed as kind {entry.kind!r}, not {controller.kind!r}: choose another name"
@@ -122,6 +131,11 @@ class Registry:
         if not self._read_only:
             self._write(entry)
         return entry
+
+    def _apply_rule(self, entry: Entry) -> None:
+        entry.rule = self._rules.get(entry.name, entry.rule)
+        if entry.rule.write_rate is not None:
+            entry.throttle = Throttle(entry.rule.write_rate)
 
     def declare_removed(self, entry: Entry) -> None:
         """Note for ever, durably, that the entry's chunks are lost."""

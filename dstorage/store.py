@@ -11,9 +11,9 @@ import asyncio
 import os
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -51,6 +51,7 @@ from dstorage.registry import Entry, Registry, load_plugin
 from dstorage.resolver import Resolver
 from dstorage.room import Room
 from dstorage.table import HandleTable
+from dstorage.tier import TierRule
 from dstorage.tiering import Tiering, TieringRules
 from dstorage.uses import Uses
 
@@ -68,6 +69,7 @@ class Options:
     read_only: bool = False
     pressure: PressureMonitor | None = None
     tiering: TieringRules | None = None
+    tiers: Mapping[str, TierRule] = field(default_factory=dict)
 
 
 class Store:
@@ -88,7 +90,7 @@ class Store:
         self._events = Events()
         self._index = Index(catalog)
         self._uses = Uses()
-        self._registry = Registry(catalog, read_only=options.read_only)
+        self._registry = Registry(catalog, options.tiers, read_only=options.read_only)
         self._outages = Outages(
             retry=lambda handle: self.resolver.start(handle), drop=lambda handle: self.table.drop(handle)
         )
@@ -619,6 +621,13 @@ class Store:
         for controller in controllers or ():
             await self.register(controller)
         options = self.options
+        if unknown := [name for name in options.tiers if self._registry.by_name(name) is None]:
+            known = ", ".join(repr(entry.name) for entry in self._registry)
+            warnings.warn(
+                f"tiers: no controller {', '.join(map(repr, unknown))} in this store yet (there are: {known})",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         if options.commit_interval is not None and not options.read_only:
             self.spawn(self._commit_now_and_then(options.commit_interval))
         if options.tiering is not None and not options.read_only:

@@ -1,8 +1,9 @@
 """Sleep-time tiering: while the store is idle, hot chunks move to faster controllers and cold ones make room there.
 
-*Up* goes what was paged in at least twice lately from a controller that is not the fastest: one read alone never costs a write. *Down*
-go, once a controller is fuller than the high mark, the chunks of it that were not used for the longest, among those a look at the
-catalog finds; each look goes on where the last one ended, so a large catalog is never scanned at once.
+*Up* goes what was paged in often enough lately from a controller that is not the fastest, to the fastest that admits it: one read alone
+never costs a write. *Down* go, once a controller is fuller than its high mark, the chunks of it that were not used for the longest,
+among those a look at the catalog finds; each look goes on where the last one ended, so a large catalog is never scanned at once.
+What a controller admits and when it is full is its `TierRule`.
 
 Idle means that nothing was read from or written to a controller since the last look. Moves are limited to a rate, and stop at once when
 the program works again. Ids, readers and writers notice nothing (see `dstorage.mover`).
@@ -11,11 +12,13 @@ the program works again. Ids, readers and writers notice nothing (see `dstorage.
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
 from dstorage.controller import ControllerStatus
-from dstorage.errors import DStorageError
+from dstorage.errors import DStorageError, InvalidArgumentError
 from dstorage.index import Index
 from dstorage.mover import Mover
 from dstorage.paging.pagein import PageIn
@@ -23,26 +26,30 @@ from dstorage.paging.writeback import WriteBack
 from dstorage.registry import Entry, Registry
 from dstorage.uses import Uses
 
-HOT_READS = 2
 SAMPLE = 4096
 """Catalog records looked at in one idle second when something has to move down."""
 
 
 @dataclass(frozen=True, slots=True)
 class TieringRules:
-    """How chunks move between controllers while the store is idle.
+    """When chunks move between controllers, and how fast; see `TierRule` for which.
 
     Attributes:
         interval: Seconds between looks; so long must nothing have happened.
         rate: Bytes per second moved at most.
-        high: Share of a controller's capacity (0 to 1) above which its coldest chunks move down.
-        low: Share down to which they do.
+
+    Raises:
+        InvalidArgumentError: A value is out of range.
     """
 
     interval: float = 1.0
     rate: int = 32 * 2**20
-    high: float = 0.9
-    low: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not self.interval > 0:
+            raise InvalidArgumentError(f"interval={self.interval}: give seconds > 0")
+        if self.rate < 1:
+            raise InvalidArgumentError(f"rate={self.rate}: give at least 1 byte per second")
 
 
 class Tiering:
@@ -80,6 +87,10 @@ class Tiering:
         self._writeback = writeback
         self._position = 0
         self._seen = (0, 0)
+        self._credit = 0
+        """Bytes that may be moved now; below zero after a chunk larger than what one look may move."""
+        self._all_up = 0
+        """The number of page-ins after which everything that could move up had."""
 
     async def run(self) -> None:
         """Look for ever; the store that owns this ends it."""
@@ -90,11 +101,12 @@ class Tiering:
 
     async def step(self) -> int:
         """One look: move what fits in one interval's share of the rate; returns the number of chunks moved."""
-        budget = max(1, int(self.rules.rate * self.rules.interval))
+        share = max(1, int(self.rules.rate * self.rules.interval))
+        self._credit = min(share, self._credit + share)
         moved = 0
         try:
-            moved += await self._up(budget)
-            moved += await self._down(budget)
+            moved += await self._up()
+            moved += await self._down()
         except DStorageError:
             # A controller is full or away: the next look plans anew. Whoever needs the chunk hears of it.
             pass
@@ -119,45 +131,76 @@ class Tiering:
         ]
 
     @staticmethod
-    def _share_used(entry: Entry) -> float:
+    def _capacity(entry: Entry) -> int | None:
+        """Bytes that the marks are shares of; None: there is no end to it."""
         assert entry.controller is not None
-        total, used = entry.controller.space()
-        return used / total if total else 0.0
+        total = entry.controller.space().total
+        own = entry.rule.capacity
+        return total if own is None else own if total is None else min(own, total)
 
-    async def _up(self, budget: int) -> int:
-        tiers = self._durable()
-        heat = self._uses.take_counts()
-        if len(tiers) < 2:
+    def _room(self, entry: Entry) -> int:
+        """Bytes that may move up to a controller."""
+        if entry.status is not ControllerStatus.OK:
             return 0
-        fastest = tiers[0]
-        hot = sorted((id for id, reads in heat.items() if reads >= HOT_READS), key=lambda id: -heat[id])
-        chosen = []
-        for id in hot:
-            record = self._index.get(id)
-            if record is None or record.controller == fastest.index or id in self._writeback.pinned:
-                continue
-            budget -= record.locator.size
-            if budget < 0 or self._share_used(fastest) >= self.rules.high or fastest.status is not ControllerStatus.OK:
-                break
-            chosen.append(id)
-        return await self._mover.move(chosen, fastest) if chosen else 0
+        assert entry.controller is not None
+        capacity = self._capacity(entry)
+        return sys.maxsize if capacity is None else int(capacity * entry.rule.high) - entry.controller.space().used
 
-    async def _down(self, budget: int) -> int:
+    async def _up(self) -> int:
+        tiers = self._durable()
+        reads = self._pagein.chunks_read
+        if len(tiers) < 2 or reads == self._all_up:
+            return 0
+        counts = self._uses.counts()
+        place = {entry.index: number for number, entry in enumerate(tiers)}
+        room = [self._room(entry) for entry in tiers]
+        fewest = min(entry.rule.admit_reads for entry in tiers[:-1])
+        chosen: list[list[int]] = [[] for _ in tiers]
+        hot = sorted((id for id, times in counts.items() if times >= fewest), key=lambda id: -counts[id])
+        for id in hot:
+            if self._credit <= 0:
+                break
+            record = self._index.get(id)
+            if record is None or id in self._writeback.pinned:
+                del counts[id]
+                continue
+            size = record.locator.size
+            for number in range(place.get(record.controller, 0)):
+                if counts[id] >= tiers[number].rule.admit_reads and size <= room[number]:
+                    break
+            else:
+                continue
+            self._credit -= size
+            room[number] -= size
+            chosen[number].append(id)
+        else:
+            self._all_up = reads
+        moved = 0
+        for entry, ids in zip(tiers, chosen, strict=True):
+            if ids:
+                moved += await self._mover.move(ids, entry)
+                for id in ids:
+                    del counts[id]
+        return moved
+
+    async def _down(self) -> int:
         moved = 0
         tiers = self._durable()
         for entry, below in pairwise(tiers):
-            if self._share_used(entry) < self.rules.high:
-                continue
             assert entry.controller is not None
-            total, used = entry.controller.space()
-            assert total is not None
-            excess = min(budget, used - int(total * self.rules.low))
+            used = entry.controller.space().used
+            capacity = self._capacity(entry)
+            if capacity is None or used <= capacity * entry.rule.high:
+                continue
+            excess = used - int(capacity * entry.rule.low)
+            oldest = time.time_ns() - int(entry.rule.min_age * 1e9)
             chosen = []
-            for _, id, size in sorted(self._sample(entry)):
-                if excess <= 0:
+            for last, id, size in sorted(self._sample(entry)):
+                if excess <= 0 or self._credit <= 0 or last > oldest:
                     break
                 chosen.append(id)
                 excess -= size
+                self._credit -= size
             moved += await self._mover.move(chosen, below) if chosen else 0
         return moved
 

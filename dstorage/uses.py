@@ -31,8 +31,10 @@ class Uses:
         recent = self.recent
         if len(self._times) < REMEMBERED:
             self._times.update(dict.fromkeys(recent, time.time_ns()))
-        if len(self._counts) < REMEMBERED:
-            self._counts.update(recent)
+        self._counts.update(recent)
+        if len(self._counts) > REMEMBERED:
+            # Who was read once makes way, and the others have to show that they are still read.
+            self._counts = Counter({id: count // 2 for id, count in self._counts.items() if count > 1})
         recent.clear()
 
     def last(self, id: int, before: int) -> int:
@@ -45,8 +47,7 @@ class Uses:
         times, self._times = self._times, {}
         return times
 
-    def take_counts(self) -> Counter[int]:
-        """Chunk -> number of page-ins since this was last called."""
+    def counts(self) -> Counter[int]:
+        """Chunk -> number of page-ins lately; take out what is dealt with."""
         self.fold()
-        counts, self._counts = self._counts, Counter()
-        return counts
+        return self._counts

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     "errors record events",
     "controller",
-    "catalog index registry uses",
+    "tier catalog index registry uses",
     "paging",
     "handle table room outage resolver contents bulk commit ids namespace mover tiering info lock store lease opening",
     "check testing persistent volumes exnode",

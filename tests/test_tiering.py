@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
+import pytest
 from memory_controller import MemoryController
 
 import dstorage
-from dstorage import TieringRules
+from dstorage import TieringRules, TierRule
 
 
 def opening(path, *controllers, **options):
     return dstorage.open(
-        path, **{"budget": 50_000, "controllers": controllers, "commit_interval": None, "pressure": None} | options
+        path,
+        **{
+            "budget": 50_000,
+            "controllers": controllers,
+            "commit_interval": None,
+            "pressure": None,
+            "tiering": TieringRules(interval=3600),
+        }
+        | options,
     )
 
 
@@ -51,7 +61,7 @@ async def test_what_is_read_again_moves_up_and_what_is_read_once_does_not(tmp_pa
 
 async def test_a_full_controller_gives_its_coldest_down_to_the_low_mark(tmp_path):
     fast, slow = MemoryController("fast", rank=90, capacity=20_500), MemoryController("slow", rank=10)
-    async with opening(tmp_path, fast, slow, tiering=TieringRules(interval=3600, high=0.9, low=0.5)) as store:
+    async with opening(tmp_path, fast, slow, tiers={"fast": TierRule(high=0.9, low=0.5)}) as store:
         ids = await fill(store, 20)
         assert kept_on(store, ids) == ["fast"] * 20
         await page_in(store, ids[10:], 1)
@@ -69,7 +79,7 @@ async def test_the_rate_bounds_a_step(tmp_path):
     async with opening(tmp_path, fast, slow, tiering=TieringRules(interval=3600, rate=1)) as store:
         ids = await fill(store, 10, "slow")
         await page_in(store, ids, 2)
-        assert await store.tiering.step() == 3
+        assert await store.tiering.step() == 4
 
 
 async def test_it_works_by_itself_only_while_the_store_is_idle_and_not_paused(tmp_path):
@@ -117,3 +127,101 @@ async def test_ids_stay_valid_while_they_are_read_and_written(tmp_path):
         for id in ids:
             async with store.handle(id) as data:
                 assert data == model[id]
+
+
+async def test_a_controller_admits_only_what_was_read_as_often_as_its_rule_says(tmp_path):
+    fast, middle, slow = (MemoryController(name, rank=rank) for name, rank in (("fast", 90), ("ssd", 50), ("slow", 10)))
+    tiers = {"fast": TierRule(admit_reads=4), "ssd": TierRule(admit_reads=2)}
+    async with opening(tmp_path, fast, middle, slow, tiers=tiers) as store:
+        ids = await fill(store, 4, "slow")
+        for number, id in enumerate(ids, 1):
+            await page_in(store, [id], number)
+        assert await store.tiering.step() == 3
+        assert kept_on(store, ids) == ["slow", "ssd", "ssd", "fast"]
+        assert middle.used == 2000
+
+
+async def test_reads_count_across_looks(tmp_path):
+    fast, slow = MemoryController("fast", rank=90), MemoryController("slow", rank=10)
+    async with opening(tmp_path, fast, slow, tiers={"fast": TierRule(admit_reads=3)}) as store:
+        ids = await fill(store, 1, "slow")
+        for moved in (0, 0, 1):
+            await page_in(store, ids, 1)
+            assert await store.tiering.step() == moved
+        assert await store.tiering.step() == 0
+
+
+async def test_what_is_young_does_not_move_down(tmp_path):
+    fast, slow = MemoryController("fast", rank=90, capacity=20_500), MemoryController("slow", rank=10)
+    async with opening(tmp_path, fast, slow, tiers={"fast": TierRule(min_age=3600, low=0.5)}) as store:
+        await fill(store, 20)
+        assert await store.tiering.step() == 0
+        assert fast.used == 20_000
+
+
+async def test_a_rule_may_keep_part_of_a_controller_free_for_new_chunks(tmp_path):
+    fast, slow = MemoryController("fast", rank=90, capacity=100_000), MemoryController("slow", rank=10)
+    async with opening(tmp_path, fast, slow, tiers={"fast": TierRule(capacity=10_000, high=1, low=0.5)}) as store:
+        above = await fill(store, 12)
+        assert await store.tiering.step() == 7
+        below = await fill(store, 10, "slow")
+        await page_in(store, below, 2)
+        assert await store.tiering.step() == 5
+        assert kept_on(store, below).count("fast") == 5
+        assert kept_on(store, above).count("fast") == 5
+
+
+async def test_a_chunk_larger_than_one_looks_share_moves_and_is_paid_for_by_the_looks_after_it(tmp_path):
+    fast, slow = MemoryController("fast", rank=90), MemoryController("slow", rank=10)
+    async with opening(tmp_path, fast, slow, tiering=TieringRules(interval=3600, rate=1)) as store:
+        with await store.create(bytes(9000), controller="slow") as handle:
+            large = handle.id
+        ids = [large, *await fill(store, 2, "slow")]
+        await page_in(store, [large], 3)
+        await page_in(store, ids[1:], 2)
+        assert [await store.tiering.step() for _ in range(4)] == [1, 0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"admit_reads": 0},
+        {"min_age": -1.0},
+        {"min_age": float("nan")},
+        {"high": 1.1},
+        {"low": 0.0},
+        {"low": 0.9, "high": 0.8},
+        {"capacity": 0},
+        {"write_rate": 0},
+    ],
+)
+def test_rules_out_of_range_are_refused(wrong):
+    with pytest.raises(dstorage.InvalidArgumentError, match=next(iter(wrong))):
+        TierRule(**wrong)
+
+
+async def test_a_rule_for_an_unknown_controller_is_told(tmp_path):
+    with pytest.warns(RuntimeWarning, match="no controller 'sdd' in this store yet"):
+        async with opening(tmp_path, MemoryController("ssd", rank=50), tiers={"sdd": TierRule()}):
+            pass
+
+
+async def test_a_write_rate_holds_for_write_backs_and_moves_and_stops_no_other_controller(tmp_path):
+    fast, slow = MemoryController("fast", rank=90), MemoryController("slow", rank=10)
+    async with opening(tmp_path, fast, slow, tiers={"slow": TierRule(write_rate=50_000)}) as store:
+        begun = time.monotonic()
+        for _ in range(6):
+            with await store.create(bytes(1000), controller="slow") as handle:
+                await handle.flush()
+        # Six pieces, the first of them at once.
+        assert time.monotonic() - begun >= 5 * 1000 / 50_000
+        ids = await fill(store, 10)
+        begun = time.monotonic()
+        with await store.create(bytes(20_000), controller="slow") as first, await store.create(b"x" * 500) as other:
+            moves = asyncio.create_task(store.migrate(ids, to="slow"))
+            waits = asyncio.create_task(first.flush())
+            await other.flush()
+            assert not waits.done()
+            await waits
+        assert await moves == 10
+        assert time.monotonic() - begun >= 10_000 / 50_000

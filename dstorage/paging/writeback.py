@@ -278,6 +278,13 @@ class WriteBack:
         assert controller is not None
         answers: list[Locator | Exception]
         try:
+            if entry.throttle is not None:
+                # Who waits here keeps no other controller from being written to.
+                self._in_flight -= 1
+                try:
+                    await entry.throttle.take(sum(len(write.buffer) for write in batch))
+                finally:
+                    self._in_flight += 1
             answers = await controller.write([WriteRequest(write.page.id, write.buffer) for write in batch])
             if len(answers) != len(batch):
                 raise ControllerUnavailable(
