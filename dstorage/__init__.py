@@ -36,6 +36,7 @@ from dstorage.handle import Handle, Status
 from dstorage.info import ChunkInfo, ControllerInfo, Stats
 from dstorage.namespace import Namespace
 from dstorage.opening import open
+from dstorage.paging.pressure import PressureMonitor
 from dstorage.record import Locator
 from dstorage.store import Store
 from dstorage.tier import TierRule
@@ -51,6 +52,7 @@ __all__ = [
     "EventStream",
     "Handle",
     "Namespace",
+    "PressureMonitor",
     "Stats",
     "Status",
     "Store",

@@ -78,10 +78,10 @@ class Room:
             raise self.error(self._no_room(size, id))
 
     def _check_fits(self, size: int, id: int) -> None:
-        if size > self._memory.limit:
+        if size > self._memory.budget:
             raise MemoryUnavailable(
                 f"{size} bytes for {f'chunk {id}' if id else 'a new chunk'} are more than the whole budget of "
-                f"{self._memory.limit}: raise the budget or split the data"
+                f"{self._memory.budget}: raise the budget or split the data"
             )
 
     def _no_room(self, size: int, id: int) -> str:
@@ -92,8 +92,9 @@ class Room:
         memory = self._memory
         held = [handle for handle in self._table.handles.values() if handle.refs and handle.buffer is not None]
         most = ", ".join(f"{h.id} ({h.size} B, {h.refs} refs)" for h in heapq.nlargest(5, held, key=lambda h: h.size))
+        short = "" if memory.limit >= memory.budget else f" (budget {memory.budget}; the machine is short of memory)"
         return MemoryUnavailable(
-            f"{what}: {memory.used} of {memory.limit} bytes in use, {memory.dirty_bytes} dirty (at most "
+            f"{what}: {memory.used} of {memory.limit} bytes{short} in use, {memory.dirty_bytes} dirty (at most "
             f"{memory.dirty_limit}), {memory.stray_bytes} held by stray views; {len(held)} chunks are referenced"
             f"{f', the largest: {most}' if most else ''}. Release handles, pass wait=seconds, or raise the budget"
         )

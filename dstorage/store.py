@@ -45,6 +45,7 @@ from dstorage.paging.page import Page
 from dstorage.paging.pagein import PageIn
 from dstorage.paging.policy import Policy
 from dstorage.paging.pressure import Level, Pressure, PressureMonitor
+from dstorage.paging.trim import trim
 from dstorage.paging.writeback import WriteBack
 from dstorage.record import MAX_ID, Locator, Record
 from dstorage.registry import Entry, Registry, load_plugin
@@ -86,7 +87,7 @@ class Store:
         self._catalog = catalog
         self._closed: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._budget = options.budget
+        self._trimming = False
         self._events = Events()
         self._index = Index(catalog)
         self._uses = Uses()
@@ -294,13 +295,27 @@ class Store:
         self.check_open()
         if budget <= 0:
             raise InvalidArgumentError(f"a budget of {budget} bytes: give at least 1")
-        self._budget = budget
-        self._memory.set_limit(budget, critical=self._memory.critical)
+        self._memory.budget = budget
+        self._set_limit(budget, critical=self._memory.critical)
 
     def on_pressure(self, pressure: Pressure) -> None:
         """The machine's memory has changed: follow (called by the pressure monitor)."""
-        limit = min(self._budget, pressure.allowed_bytes)
-        self._memory.set_limit(limit, critical=pressure.level is Level.CRITICAL)
+        limit = min(self._memory.budget, pressure.allowed_bytes)
+        self._set_limit(limit, critical=pressure.level is Level.CRITICAL)
+
+    def _set_limit(self, limit: int, *, critical: bool) -> None:
+        used = self._memory.used
+        self._memory.set_limit(limit, critical=critical)
+        if self._memory.used < used and not self._trimming:
+            self._trimming = True
+            self.spawn(self._trim())
+
+    async def _trim(self) -> None:
+        """What has left is to go back to the machine, not only to the allocator."""
+        try:
+            await asyncio.to_thread(trim)
+        finally:
+            self._trimming = False
 
     # -- commits ------------------------------------------------------------------------------------------------------
 
@@ -539,7 +554,7 @@ class Store:
         memory = self._memory
         memory.sweep()
         return Stats(
-            budget=self._budget,
+            budget=self._memory.budget,
             limit=memory.limit,
             used=memory.used,
             dirty=memory.dirty_bytes,
@@ -633,7 +648,7 @@ class Store:
         if options.tiering is not None and not options.read_only:
             self.spawn(self.tiering.run())
         if options.pressure is not None:
-            self.spawn(options.pressure.run(lambda: (self._memory.used, self._budget), self.on_pressure))
+            self.spawn(options.pressure.run(lambda: (self._memory.used, self._memory.budget), self.on_pressure))
 
     async def _load_listed(self, entry: Entry) -> None:
         """Load what the list names; what cannot be is unavailable, which is no reason not to open the rest."""

@@ -37,7 +37,7 @@ class Memory:
     """The memory of one store.
 
     Args:
-        limit: Bytes of chunk contents allowed.
+        limit: Bytes of chunk contents allowed: the budget.
         dirty_share: Share of `limit` that may be dirty.
         policy: The eviction order.
         max_cached: How many unreferenced pages may stay resident, or None.
@@ -56,6 +56,8 @@ class Memory:
         on_evicted: Callable[[Page, str], None],
         on_laundry: Callable[[], None],
     ) -> None:
+        self.budget = limit
+        """What the program allows; `limit`, what is allowed now, is less while the machine is short of memory."""
         self.limit = limit
         self.dirty_share = dirty_share
         self.dirty_limit = int(limit * dirty_share)
@@ -171,7 +173,10 @@ class Memory:
         del self.dirty[page]
         self.dirty_bytes -= page.size
         if page.place == LAUNDRY:
-            if page.refs or page.hot:
+            if self.over:
+                self._unlaundry(page)
+                self._retire(page)
+            elif page.refs or page.hot:
                 self._restore(page)
             else:
                 self._unlaundry(page)
@@ -202,7 +207,7 @@ class Memory:
         """The last reference on a resident page outside of the order is gone."""
         if page.place == PARKED:
             self._parked -= 1
-            if self.critical:
+            if self.over:
                 self._retire(page)
             else:
                 page.place = IN_ORDER
@@ -259,6 +264,11 @@ class Memory:
         held = sum(page.size for page in resident if page.place == IN_ORDER)
         self._policy = shares = Shares(make, self.limit, self._policy, held)
         return shares
+
+    @property
+    def over(self) -> bool:
+        """Whether unreferenced contents have to leave as soon as they can, not only when their room is needed."""
+        return self.critical or self.used > self.limit
 
     @property
     def hopeful(self) -> bool:
@@ -326,11 +336,11 @@ class Memory:
             self._ready_bytes += page.size
 
     def _retire(self, page: Page) -> None:
-        """Memory is critical: a page that is in no container leaves as soon as it can."""
+        """More than is allowed is in use: a page that is in no container leaves as soon as it can."""
         if page.refs or page.dirty:
             self._choose(page)
         else:
-            self._leave(page, "critical")
+            self._leave(page, "critical" if self.critical else "limit")
 
     def _trim_cached(self) -> None:
         """Keep to the limit on unreferenced pages; the referenced ones the hand meets are parked and count no more."""

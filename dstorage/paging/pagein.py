@@ -107,10 +107,10 @@ class PageIn:
         if memory.reserve(size):
             self._read_now(page, record, controller)
         elif size > memory.limit:
-            self._on_failed(
-                page,
-                MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than the whole budget of {memory.limit}"),
-            )
+            allowed = f"the whole budget of {memory.budget}"
+            if size <= memory.budget:
+                allowed = f"the {memory.limit} allowed while the machine is short of memory"
+            self._on_failed(page, MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than {allowed}"))
         elif memory.hopeful or self._underway:
             token = self._underway[page] = object()
             memory.wait(RoomRequest(size, False, lambda: self._room_granted(page, size, token)))

@@ -7,7 +7,9 @@ is still available (of the machine, or of the control group that holds this proc
 * below *critical* (default 3 %), or when tasks were stalled on memory for a large share of the last ten seconds (PSI), everything
   unreferenced leaves at once.
 
-Above low, the allowance grows back by an eighth of the budget a sample, so that it does not swing. Worked example: 16 GiB of
+A limit on the resident memory of this process, if one is given, is a third such memory, with the same watermarks.
+
+It never falls below a sixteenth of the budget. Above low, the allowance grows back by an eighth of the budget a sample, so that it does not swing. Worked example: 16 GiB of
 memory, low mark 1.6 GiB, a budget of 4 GiB. Available falls to 1.1 GiB: 0.5 GiB is missing, so 3.5 GiB are allowed; the store
 evicts 0.5 GiB.
 """
@@ -24,12 +26,16 @@ from typing import Protocol
 
 import psutil
 
+from dstorage.errors import InvalidArgumentError
+
 LOW_SHARE = 0.10
 CRITICAL_SHARE = 0.03
 STALLED_PERCENT = 20.0
 """PSI "full" over ten seconds that counts as critical: so much of the time nobody got anywhere for lack of memory."""
 INTERVAL_S = 1.0
 GROW_SHARE = 1 / 8
+FLOOR_SHARE = 1 / 16
+"""Of the budget: so much is always allowed, or the program could do nothing that would end the shortage."""
 
 _UNLIMITED = 2**60
 _CGROUP2 = Path("/sys/fs/cgroup")
@@ -132,6 +138,10 @@ class PressureMonitor:
         low_share: Of total memory: less than that available is low.
         critical_share: Of total memory: less than that available is critical.
         interval: Seconds between samples.
+        rss_limit: Bytes that this process should have resident at most, whatever for; None: it does not matter.
+
+    Raises:
+        InvalidArgumentError: A value is out of range.
     """
 
     def __init__(
@@ -141,31 +151,45 @@ class PressureMonitor:
         low_share: float = LOW_SHARE,
         critical_share: float = CRITICAL_SHARE,
         interval: float = INTERVAL_S,
+        rss_limit: int | None = None,
     ) -> None:
+        if not 0 <= critical_share <= low_share < 1:
+            raise InvalidArgumentError(
+                f"critical_share={critical_share}, low_share={low_share}: give shares, 0 <= critical <= low < 1"
+            )
+        if not interval > 0:
+            raise InvalidArgumentError(f"interval={interval}: give seconds > 0")
+        if rss_limit is not None and rss_limit < 1:
+            raise InvalidArgumentError(f"rss_limit={rss_limit}: give at least 1 byte, or None")
         self._source = source or SystemPressure()
         self._low_share = low_share
         self._critical_share = critical_share
         self._interval = interval
+        self._rss_limit = rss_limit
         self._allowed: int | None = None
 
     def evaluate(self, sample: PressureSample, *, used: int, budget: int) -> Pressure:
         """What `sample` means for a store that uses `used` of its `budget` bytes."""
-        low = int(sample.total * self._low_share)
-        critical = int(sample.total * self._critical_share)
+        memories = [(sample.total, sample.available)]
+        if self._rss_limit is not None:
+            memories.append((self._rss_limit, max(0, self._rss_limit - sample.rss)))
+        # The scarcest counts: bytes above its low mark, or missing up to it.
+        above = min(available - int(total * self._low_share) for total, available in memories)
+        critical = any(available < int(total * self._critical_share) for total, available in memories)
         before = budget if self._allowed is None else min(self._allowed, budget)
-        if sample.available < critical or (sample.stalled or 0.0) >= STALLED_PERCENT:
+        if critical or (sample.stalled or 0.0) >= STALLED_PERCENT:
             level = Level.CRITICAL
-            allowed = min(before, max(0, used - (low - sample.available)))
-        elif sample.available < low:
+            allowed = min(before, max(0, used + above))
+        elif above < 0:
             level = Level.LOW
-            allowed = min(before, max(0, used - (low - sample.available)))
+            allowed = min(before, max(0, used + above))
         else:
             level = Level.NORMAL
             # Not more than is there above the mark, so that growing does not bring the pressure back.
-            allowed = min(budget, before + int(budget * GROW_SHARE), used + sample.available - low)
+            allowed = min(budget, before + int(budget * GROW_SHARE), used + above)
             allowed = max(allowed, min(before, used))
-        self._allowed = allowed
-        return Pressure(level, max(1, allowed))
+        self._allowed = max(1, allowed, int(budget * FLOOR_SHARE))
+        return Pressure(level, self._allowed)
 
     async def run(self, used: Callable[[], tuple[int, int]], on_change: Callable[[Pressure], None]) -> None:
         """Sample for ever; the store that owns this ends it.

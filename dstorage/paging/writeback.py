@@ -329,6 +329,8 @@ class WriteBack:
         if free is not None:
             self._discard(page.id, free)
         if current and page.dirty:
+            # Let go of it first: if it leaves memory now, nobody is to be found looking at it.
+            write.buffer = b""
             self._memory.clean(page)
         self._on_written(page, entry.name)
         self._end(write, None)

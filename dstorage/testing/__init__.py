@@ -3,12 +3,13 @@
 * `ControllerTests`: the suite every controller passes; `Bench`, `payload` and `eventually` are its tools.
 * `FaultyController`, `SlowController`, `FullController`, `LoggingController`: wrap any controller.
 * `RecordingDevice`, `power_failures`: what a power failure may leave of files written through it.
-* `FakeClock`: time that passes when told to.
+* `FakeClock`, `FakeMachine`: time that passes, and memory that runs short, when told to.
 """
 
 from __future__ import annotations
 
 from dstorage.testing.clock import FakeClock
+from dstorage.testing.machine import FakeMachine
 from dstorage.testing.power import PowerFailure, RecordingDevice, power_failures
 from dstorage.testing.suite import Bench, ControllerTests, eventually, payload
 from dstorage.testing.wrappers import (
@@ -27,6 +28,6 @@ __all__ = [
     "WrappedController", "FaultyController", "SlowController", "FullController", "LoggingController", "Call",
     # power failures
     "RecordingDevice", "PowerFailure", "power_failures",
-    # time
-    "FakeClock",
+    # time and memory
+    "FakeClock", "FakeMachine",
 ]  # fmt: skip
