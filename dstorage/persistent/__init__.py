@@ -1,0 +1,1 @@
+"""Copy-on-write metadata of the Linux kernel's persistent-data library, compatible to the byte."""
