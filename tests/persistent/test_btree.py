@@ -6,10 +6,10 @@ import random
 from collections import Counter
 
 import pytest
+from fake_transaction import FakeTransactionManager
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from persistent.fake_transaction import FakeTransactionManager
-from persistent.trees import references
+from trees import references
 
 from dstorage.errors import InvalidArgumentError
 from dstorage.persistent.btree import BTree
