@@ -26,6 +26,7 @@ from dstorage.persistent.cursor import Cursor, leaves
 from dstorage.persistent.errors import MissingKeyError
 from dstorage.persistent.node import DEPTHS, MAX_KEY, MAX_VALUE_BYTES, NODE, NodeView, too_deep, wrong_size
 from dstorage.persistent.values import ValueHooks, ValueType
+from dstorage.persistent.walk import Damage, Leaf, walk
 
 Keys = int | tuple[int, ...]
 """One key for each level; a tree of one level takes the bare number as well."""
@@ -120,7 +121,8 @@ class BTree:
             return None
         key = keys[-1]
         before: int | None = None
-        for _ in DEPTHS:
+        # It turns back once at most.
+        for _ in chain(DEPTHS, DEPTHS):
             node = self._peek(number, NODE, NodeView)
             index = bisect_right(node.keys, key) - 1
             if index < 0:
@@ -181,6 +183,10 @@ class BTree:
         """A cursor on the first entry that is not below `first`, of the tree below the prefix."""
         inner = self._inner(root, prefix)
         return Cursor(self.tm, inner, self.value_size, first)
+
+    def walk(self, root: int) -> Iterator[Leaf | Damage]:
+        """All leaves of a tree that may be damaged, as far as they are whole, and the gaps between them."""
+        return walk(self.tm, root, tuple(values.size for values in self.types))
 
     def _runs(self, root: int, prefix: tuple[int, ...], first: int, end: int) -> Iterator[tuple[NodeView, int, int]]:
         inner = self._inner(root, prefix)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dstorage.errors import UsageError
 from dstorage.persistent.blocks import Blocks
 from dstorage.persistent.errors import DamagedMetadataError
-from dstorage.persistent.node import DEPTHS, NODE, NodeView, too_deep, wrong_size
+from dstorage.persistent.node import DEPTHS, NODE, NodeView, empty_node, too_deep, wrong_size
 
 AHEAD = 16
 """Children asked for ahead: 64 KiB of metadata, more than a disk reads in the time of a leaf's use."""
@@ -41,15 +41,18 @@ def leaves(blocks: Blocks, root: int, first: int, value_size: int) -> Iterator[t
             continue
         if node.value_size != value_size:
             raise wrong_size(number, node.value_size, value_size)
-        start = bisect_left(node.keys, first)
-        if start < len(node.keys):
-            if node.keys[start] <= last:
+        if node.keys:
+            if node.keys[0] <= last:
                 raise DamagedMetadataError(
-                    f"tree node in block {number}: begins with key {node.keys[start]}, which is not above {last} before it",
+                    f"tree node in block {number}: begins with key {node.keys[0]}, which is not above {last} before it",
                     block=number,
                 )
             last = node.keys[-1]
-            yield node, start
+            start = bisect_left(node.keys, first)
+            if start < len(node.keys):
+                yield node, start
+        elif path:
+            raise empty_node(number)
         while path:
             node, index, ahead = path.pop()
             index += 1

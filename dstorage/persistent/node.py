@@ -59,6 +59,11 @@ def wrong_size(number: int, found: int, expected: int) -> DamagedMetadataError:
     )
 
 
+def empty_node(number: int) -> DamagedMetadataError:
+    """The error for a node without entries that is not a root."""
+    return DamagedMetadataError(f"tree node in block {number}: no entries", block=number)
+
+
 def check_node(data: bytes | bytearray | memoryview) -> str | None:
     """What is structurally wrong with a block that should be a node, or None; checksum and place are the validator's."""
     flags, _, count, room, size = _FIELDS.unpack_from(data, _FLAGS_AT)

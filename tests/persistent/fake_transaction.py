@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from dstorage.persistent.errors import DamagedMetadataError
+
 BLOCK_BYTES = 4096
 
 
@@ -33,6 +35,7 @@ class FakeTransactionManager:
         self.prefetched: list[int] = []
         self.limit: int | None = None
         self.reads = 0
+        self.broken: set[int] = set()
 
     # -- the pinned interface
 
@@ -89,8 +92,12 @@ class FakeTransactionManager:
         view = self.views.get((number, decode))
         if view is None:
             assert number not in self.held, f"block {number} is being written"
+            if number not in self.blocks:
+                raise DamagedMetadataError(f"there is no block {number}", block=number)
             self._known(number, validator)
             self.reads += 1
+            if number in self.broken:
+                raise DamagedMetadataError(f"block {number} is damaged", block=number)
             view = self.views[number, decode] = decode(memoryview(bytes(self.blocks[number])))
         return view
 
