@@ -1,0 +1,255 @@
+"""The tree of files that the zarr and the fsspec face share."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+import random
+
+import pytest
+
+import dstorage
+from dstorage.integrations.pieces import Index
+from dstorage.integrations.tree import MAX_COMPONENT_BYTES, Tree
+
+PIECE = 1000
+
+
+@pytest.fixture
+async def tree(store):
+    return await Tree.open(store, piece_bytes=PIECE)
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE, 3 * PIECE + 7])
+async def test_a_file_gives_back_what_was_written(tree, size):
+    data = os.urandom(size)
+    await tree.write("a/b/c", data)
+    assert bytes(await tree.read("a/b/c")) == data
+    assert await tree.size("a/b/c") == size
+    for start, stop in [(0, 5), (5, None), (-5, None), (PIECE - 3, PIECE + 3), (7, 2), (0, 10**9), (size, size + 1)]:
+        assert bytes(await tree.read("a/b/c", start, stop)) == data[start:stop]
+    assert b"".join([bytes(piece) async for piece in tree.pieces("a/b/c")]) == data
+
+
+async def test_arrays_are_files_of_their_bytes(tree):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(1200, dtype="f8").reshape(30, 40)
+    await tree.write("array", array)
+    assert bytes(await tree.read("array")) == array.tobytes()
+    with pytest.raises(dstorage.InvalidArgumentError, match="contiguous"):
+        await tree.write("array", array[:, ::2])
+    assert await tree.size("array") == array.nbytes
+
+
+async def test_small_files_are_read_without_a_copy(tree):
+    await tree.write("a", b"x" * PIECE)
+    first, second = await tree.read("a"), await tree.read("a")
+    assert first is second
+    part = await tree.read("a", 10, 20)
+    assert part.obj is first
+
+
+async def test_paths_may_be_longer_than_names(tree):
+    path = "/".join(["d" * MAX_COMPONENT_BYTES] * 5 + ["ü" * (MAX_COMPONENT_BYTES // 2)])
+    await tree.write(path, b"deep")
+    assert bytes(await tree.read(path)) == b"deep"
+    assert [name for name, _ in tree.files()] == [path]
+    with pytest.raises(dstorage.InvalidArgumentError, match="498 bytes"):
+        await tree.write("x" * (MAX_COMPONENT_BYTES + 1), b"")
+
+
+@pytest.mark.parametrize("path", ["/a", "a/", "a//b", ".", "a/..", "../a"])
+async def test_paths_that_are_not_plain_are_refused(tree, path):
+    with pytest.raises(dstorage.InvalidArgumentError, match="component"):
+        await tree.write(path, b"")
+    with pytest.raises(dstorage.InvalidArgumentError, match="component"):
+        tree.find(path)
+
+
+async def test_files_and_directories_do_not_take_each_others_place(tree):
+    await tree.write("a/b", b"1")
+    with pytest.raises(IsADirectoryError):
+        await tree.write("a", b"2")
+    with pytest.raises(NotADirectoryError):
+        await tree.write("a/b/c", b"2")
+    with pytest.raises(NotADirectoryError):
+        tree.make_directory("a/b")
+    with pytest.raises(IsADirectoryError):
+        await tree.read("a")
+    with pytest.raises(NotADirectoryError):
+        tree.entries("a/b")
+    with pytest.raises(FileNotFoundError):
+        await tree.read("a/c")
+    with pytest.raises(FileExistsError):
+        await tree.write("a/b", b"2", exclusive=True)
+    with pytest.raises(OSError, match="not empty"):
+        tree.remove_directory("a")
+    with pytest.raises(IsADirectoryError):
+        await tree.write("", b"2")
+    assert bytes(await tree.read("a/b")) == b"1"
+
+
+async def test_what_is_replaced_or_removed_leaves_no_chunk(tree, store, memory):
+    for size in (10, 5 * PIECE, 20, 3 * PIECE):
+        await tree.write("a/b", os.urandom(size))
+        await tree.copy("a/b", "a/c")
+        await tree.move("a/c", "a/d")
+    await tree.remove("a/b", prune=True)
+    assert [entry.name for entry in tree.entries("a")] == ["d"]
+    await tree.remove("a/d", prune=True)
+    assert tree.find("a") is None
+    await store.commit()
+    assert list(store.ids()) == []
+
+
+async def test_a_directory_moves_with_all_that_is_below(tree):
+    await tree.write("a/b/c", b"1")
+    await tree.write("a/d", b"2" * 3 * PIECE)
+    await tree.move("a", "x/y")
+    assert [name for name, _ in tree.files()] == ["x/y/b/c", "x/y/d"]
+    assert bytes(await tree.read("x/y/b/c")) == b"1"
+    with pytest.raises(dstorage.InvalidArgumentError, match="into itself"):
+        await tree.move("x", "x/y/z")
+    with pytest.raises(FileExistsError):
+        await tree.move("x/y/d", "x/y/b")
+    with pytest.raises(FileNotFoundError):
+        await tree.move("a", "b")
+
+
+async def test_a_reader_gets_the_old_or_the_new_contents_whole(tree, store):
+    versions = [bytes([n]) * 4 * PIECE for n in range(20)]
+    await tree.write("a", versions[0])
+    done = asyncio.Event()
+    seen = set()
+
+    async def read():
+        while not done.is_set():
+            data = bytes(await tree.read("a"))
+            assert data in versions
+            seen.add(data[0])
+            await asyncio.sleep(0)
+
+    readers = [asyncio.create_task(read()) for _ in range(3)]
+    for version in versions:
+        await tree.write("a", version)
+        await store.commit()
+    done.set()
+    await asyncio.gather(*readers)
+    assert len(seen) > 1
+
+
+async def test_who_asks_for_a_version_is_told_when_it_is_gone(tree):
+    version = await tree.write("a", b"old")
+    assert bytes(await tree.read("a", version=version)) == b"old"
+    await tree.write("a", b"new")
+    with pytest.raises(dstorage.Deleted, match="replaced"):
+        await tree.read("a", version=version)
+
+
+async def test_a_writer_that_fails_changes_nothing(tree, store):
+    await tree.write("a", b"old")
+    contents = tree.writer("a")
+    await contents.append(os.urandom(5 * PIECE + 1))
+    assert await tree.collect() == 0, "what is being written is no garbage"
+    contents.abort()
+    assert bytes(await tree.read("a")) == b"old"
+    await store.commit()
+    assert len(list(store.ids())) == 1
+
+
+async def test_what_a_crash_cut_off_is_collected(tmp_path):
+    async with dstorage.open(tmp_path / "s", budget=2**20, pressure=None) as store:
+        tree = await Tree.open(store, piece_bytes=PIECE)
+        await tree.write("a/large", b"x" * 3 * PIECE)
+        await tree.writer("b").append(b"y" * 5 * PIECE)
+    async with dstorage.open(tmp_path / "s", budget=2**20, pressure=None) as store:
+        tree = await Tree.open(store)
+        assert await tree.collect() == 5
+        assert await tree.collect() == 0
+        assert bytes(await tree.read("a/large")) == b"x" * 3 * PIECE
+
+
+async def test_files_larger_than_memory_are_streamed(tmp_path):
+    async with dstorage.open(tmp_path / "s", budget=2**20, pressure=None) as store:
+        tree = await Tree.open(store)
+        contents = tree.writer("large")
+        blocks = [bytes([n]) * 300_000 for n in range(20)]
+        for block in blocks:
+            await contents.append(block)
+            assert store.memory_used <= 2**20
+        await contents.seal()
+        await tree.publish("large", contents)
+        assert await tree.size("large") == 6_000_000
+        assert bytes(await tree.read("large")) == b"".join(blocks)
+        await tree.copy("large", "copy")
+        assert bytes(await tree.read("copy", 299_999, 600_001)) == b"".join(blocks)[299_999:600_001]
+        assert store.memory_used <= 2**20
+
+
+async def test_a_read_only_store_shows_its_tree(tmp_path):
+    async with dstorage.open(tmp_path / "s", budget=2**20, pressure=None) as store:
+        await (await Tree.open(store, piece_bytes=PIECE)).write("a", b"x" * 2 * PIECE)
+    async with dstorage.open(tmp_path / "s", budget=2**20, pressure=None, read_only=True) as store:
+        tree = await Tree.open(store)
+        assert bytes(await tree.read("a")) == b"x" * 2 * PIECE
+        with pytest.raises(dstorage.ReadOnlyError):
+            await tree.write("a", b"")
+        with pytest.raises(dstorage.ReadOnlyError):
+            tree.make_directory("b")
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"x" * 24, b"dstree\0\1" + bytes(16), b"dstree\0\1" + b"\2" + bytes(7) + b"\1" + bytes(15)]
+)
+def test_an_index_that_is_none_is_damaged(data):
+    with pytest.raises(dstorage.CorruptData, match="no index"):
+        Index.unpack(data, 7)
+
+
+async def test_a_piece_of_another_length_is_damage(tree, store):
+    await tree.write("a", b"x" * 3 * PIECE)
+    entry = tree.find("a")
+    async with store.handle(entry.number) as data:
+        ids = Index.unpack(data, entry.number).ids
+    with store.handle(ids[1]) as piece:
+        await piece.replace(b"short")
+    for start, stop in [(0, None), (PIECE, PIECE + 1)]:
+        with pytest.raises(dstorage.CorruptData, match="piece 1 of a file"):
+            await tree.read("a", start, stop)
+
+
+async def test_many_steps_beside_a_dict(tree, store):
+    """Random writes, moves, removals; every file and directory compared with a dict after each step."""
+    rng = random.Random(20)
+    paths = [posixpath.join(*rng.choices("abc", k=rng.randint(1, 3))) for _ in range(12)]
+    model: dict[str, bytes] = {}
+    for _ in range(400):
+        path, other = rng.choice(paths), rng.choice(paths)
+        data = rng.randbytes(rng.choice([0, 10, PIECE, 2 * PIECE + 5]))
+        try:
+            match rng.randrange(4):
+                case 0 | 1:
+                    await tree.write(path, data)
+                    model[path] = data
+                case 2:
+                    await tree.remove(path, prune=True)
+                    del model[path]
+                case 3:
+                    await tree.move(path, other)
+                    moved = {p: d for p, d in model.items() if p == path or p.startswith(f"{path}/")}
+                    for name in moved:
+                        del model[name]
+                    model |= {other + name[len(path) :]: data for name, data in moved.items()}
+        except IsADirectoryError:
+            assert any(name.startswith(f"{path}/") for name in model) or tree.find(path).is_directory
+        except (FileNotFoundError, NotADirectoryError, FileExistsError, dstorage.InvalidArgumentError):
+            pass
+        assert {name: bytes(await tree.read(name)) for name, _ in tree.files()} == model
+    assert await tree.collect() == 0
+    for name in list(model):
+        await tree.remove_all(name.split("/")[0])
+    await tree.remove_all("")
+    assert tree.entries("") == []
+    await store.commit()
+    assert list(store.ids()) == []
