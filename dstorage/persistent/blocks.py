@@ -28,6 +28,10 @@ class Block(Protocol):
 class Blocks(Protocol):
     """Blocks with reference counts, changed by copying. What kind a block is of tells the validator."""
 
+    generation: int
+    """Grows when a place in a tree that a change found may have become another: when a block is allocated or copied, gains or
+    loses a reference, at a commit and an abort. Trees add to it when they move entries between nodes."""
+
     def read_lock(self, number: int, validator: Any, /) -> Any:
         """A block to read."""
 

@@ -22,6 +22,7 @@ from itertools import chain
 from dstorage.errors import InvalidArgumentError
 from dstorage.persistent import btree_insert, btree_remove, bulk
 from dstorage.persistent.blocks import Blocks
+from dstorage.persistent.btree_insert import Finger
 from dstorage.persistent.cursor import Cursor, leaves
 from dstorage.persistent.errors import MissingKeyError
 from dstorage.persistent.node import DEPTHS, MAX_KEY, MAX_VALUE_BYTES, NODE, NodeView, too_deep, wrong_size
@@ -70,6 +71,7 @@ class BTree:
         roots = ValueType(_NUMBER_BYTES, ValueHooks(inc=self._inc_roots))
         self.types = (*[roots] * (levels - 1), ValueType(value_size, hooks or _NO_HOOKS))
         self._peek = tm.peek
+        self._finger: Finger | None = None
 
     # -- looking up ---------------------------------------------------------------------------------------------------
 
@@ -217,7 +219,21 @@ class BTree:
 
     def insert_notify(self, root: int, keys: Keys, value: Value) -> tuple[int, bool]:
         """As `insert`; gives the new root, and whether the keys were new."""
-        return btree_insert.insert(self.tm, self.types, root, self._keys(keys), self._bytes(value))
+        checked, packed = self._keys(keys), self._bytes(value)
+        key = checked[-1]
+        finger = self._finger
+        if (
+            finger is not None
+            and finger.low <= key < finger.high
+            and finger.root == root
+            and finger.generation == self.tm.generation
+            and finger.prefix == checked[:-1]
+        ):
+            is_new = btree_insert.insert_at(self.tm, finger, self.types[-1], key, packed)
+            if is_new is not None:
+                return root, is_new
+        self._finger, is_new = btree_insert.insert(self.tm, self.types, root, checked, packed)
+        return self._finger.root, is_new
 
     def remove(self, root: int, keys: Keys) -> int:
         """Remove an entry; gives the new root. An inner tree that becomes empty stays.
@@ -341,7 +357,8 @@ class BTree:
 
     def _keys(self, keys: Keys) -> tuple[int, ...]:
         checked = keys if isinstance(keys, tuple) else (keys,)
-        self._check_depth(checked)
+        if len(checked) != self.levels:
+            self._check_depth(checked)
         for key in checked:
             if not 0 <= key <= MAX_KEY:
                 raise InvalidArgumentError(f"key {key} is outside of 0 to {MAX_KEY}")

@@ -120,6 +120,7 @@ def _feed(blocks: Blocks, spine: Spine, parent: Node, index: int, child: Node, k
         blocks.dec(pair[1].number)
         return pair[0]
     spread(pair, [total // 2, total - total // 2])
+    blocks.generation += 1
     parent.keys[left + 1] = pair[1].keys[0]
     return pair[key >= pair[1].keys[0]]
 

@@ -147,6 +147,14 @@ class Node:
         self.keys = data[_KEYS_AT:at].cast("Q")
         self.children = data[at : at + 8 * self.room].cast("Q") if self.value_size == 8 else memoryview(b"").cast("Q")
 
+    def renewed(self, block: Block) -> Node:
+        """The node after its block has been locked anew: itself if the bytes lie where they were."""
+        if block.data is not self.block.data:
+            return Node(block)
+        self.block = block
+        (self.count,) = _COUNT.unpack_from(block.data, _COUNT_AT)
+        return self
+
     @classmethod
     def format(cls, block: Block, *, is_leaf: bool, value_size: int) -> Node:
         """Make a fresh block of zeros, or a node to be turned into another, a node without entries."""

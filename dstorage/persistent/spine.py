@@ -18,13 +18,13 @@ class Spine:
     """Shadows nodes for one change; a context manager.
 
     Args:
-        tm: Gives the blocks.
+        blocks: Gives them.
     """
 
-    __slots__ = ("_held", "_tm")
+    __slots__ = ("_blocks", "_held")
 
-    def __init__(self, tm: Blocks) -> None:
-        self._tm = tm
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
         self._held: list[Node] = []
 
     def __enter__(self) -> Self:
@@ -32,7 +32,7 @@ class Spine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for node in self._held:
-            self._tm.unlock(node.block)
+            self._blocks.unlock(node.block)
 
     def shadow(self, number: int, values: ValueType) -> Node:
         """A node of this transaction in the place of one that may be older, or may have other owners.
@@ -42,7 +42,11 @@ class Spine:
         Raises:
             DamagedMetadataError: The block is no node of such a tree.
         """
-        block, inc_children = self._tm.shadow_block(number, NODE)
+        for node in self._held:
+            if node.number == number:
+                # Made by this very change.
+                return node
+        block, inc_children = self._blocks.shadow_block(number, NODE)
         node = Node(block)
         self._held.append(node)
         if node.is_leaf and node.value_size != values.size:
@@ -55,7 +59,7 @@ class Spine:
         """Count one owner more for all that a node refers to."""
         if not node.is_leaf:
             for child in node.children[: node.count].tolist():
-                self._tm.inc(child)
+                self._blocks.inc(child)
         elif values.hooks.inc is not None:
             values.hooks.inc(node.packed())
 
@@ -67,6 +71,6 @@ class Spine:
 
     def create(self, *, is_leaf: bool, value_size: int) -> Node:
         """A fresh node without entries."""
-        node = Node.format(self._tm.new_block(NODE), is_leaf=is_leaf, value_size=value_size)
+        node = Node.format(self._blocks.new_block(NODE), is_leaf=is_leaf, value_size=value_size)
         self._held.append(node)
         return node

@@ -35,6 +35,7 @@ class FakeTransactionManager:
         self.prefetched: list[int] = []
         self.limit: int | None = None
         self.reads = 0
+        self.generation = 0
         self.broken: set[int] = set()
 
     # -- the pinned interface
@@ -51,6 +52,7 @@ class FakeTransactionManager:
     def new_block(self, validator):
         if self.limit is not None and len(self.blocks) - len(self.freed) >= self.limit:
             raise OSError(28, "no block is free")
+        self.generation += 1
         number, self.next = self.next, self.next + 1
         self.blocks[number] = bytearray(BLOCK_BYTES)
         self.kinds[number] = validator
@@ -71,10 +73,12 @@ class FakeTransactionManager:
 
     def inc(self, number):
         assert self.counts[number] > 0, f"block {number} is free"
+        self.generation += 1
         self.counts[number] += 1
 
     def dec(self, number):
         assert self.counts[number] > 0, f"block {number} is free"
+        self.generation += 1
         self.counts[number] -= 1
         if not self.counts[number]:
             self.freed.add(number)
@@ -106,6 +110,7 @@ class FakeTransactionManager:
     def commit(self):
         assert not self.held, f"locks held at commit: {sorted(self.held)}"
         self._committed_is_as_it_was()
+        self.generation += 1
         for number in self.freed:
             del self.blocks[number], self.counts[number]
             self.views = {key: view for key, view in self.views.items() if key[0] != number}

@@ -264,11 +264,14 @@ def test_a_cursor_goes_through_a_tree_and_fetches_ahead(tm):
 )
 def test_any_history_equals_a_dict(value_size, steps):
     tm = FakeTransactionManager()
-    tree = BTree(tm, value_size=value_size)
+    # Two that know nothing of each other change the same tree: neither may trust where it went last.
+    trees = [BTree(tm, value_size=value_size) for _ in range(2)]
+    tree = trees[0]
     root = tree.empty()
     model: dict[int, bytes] = {}
     snapshots: list[tuple[int, dict[int, bytes]]] = []
     for kind, key, count in steps:
+        tree = trees[count % 2]
         value = (key % 251).to_bytes(1, "little") * value_size
         if kind == "i":
             for each in range(key, min(key + count, MAX_KEY + 1)):
@@ -298,3 +301,29 @@ def test_any_history_equals_a_dict(value_size, steps):
     while roots:
         tree.delete(roots.pop())
         tm.check(references(tm, roots, value_size=value_size))
+
+
+def test_where_the_last_insertion_went_is_forgotten_when_another_hand_moves_entries():
+    """Two alternate in a narrow range, so that leaves fill, lend entries and split between any two insertions of one."""
+    tm = FakeTransactionManager()
+    trees = [BTree(tm, value_size=500) for _ in range(2)]
+    root = trees[0].empty()
+    rng = random.Random(7)
+    model = {}
+    for _ in range(6000):
+        tree = rng.choice(trees)
+        key = rng.randrange(150)
+        if rng.random() < 0.4 and key in model:
+            root = tree.remove(root, key)
+            del model[key]
+        elif rng.random() < 0.02:
+            tm.inc(root)
+            tree.delete(root)
+        else:
+            model[key] = rng.randbytes(500)
+            root = tree.insert(root, key, model[key])
+            root = tree.insert(root, min(key + 1, 149), model[key])
+            model[min(key + 1, 149)] = model[key]
+        assert tree.lookup(root, key) == model.get(key)
+    assert dict(tree.items(root)) == model
+    tm.check(references(tm, [root], value_size=500))
