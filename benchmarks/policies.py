@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 from typing import Protocol
 
 from dstorage.paging.page import Page
-from dstorage.paging.policy import make_policy
+from dstorage.paging.policy import policy_maker
 
 
 class Cache(Protocol):
@@ -52,7 +52,7 @@ class Ours:
 
     def __init__(self, capacity: int, name: str | None = None) -> None:
         self._capacity = capacity
-        self._policy = make_policy(name, capacity)
+        self._policy = policy_maker(name)(capacity)
         self._pages: dict[int, Page] = {}
         self._used = 0
 

@@ -145,6 +145,9 @@ class Controller(ABC):
     def read_nowait(self, id: int, locator: Locator) -> Buffer | None:
         """Answer a read at once if that needs no waiting (bytes in memory or in the page cache), else None.
 
+        Asked twice for a chunk, some moments apart: if the first time makes the system begin to fetch the bytes, the second may
+        find them. What is not answered then comes to `read`.
+
         Raises:
             CorruptData: The bytes fail their check.
             Lost: They are known to be gone.

@@ -571,6 +571,11 @@ class Store:
         )
 
     @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop it was opened on; its methods are for this loop."""
+        return self._loop
+
+    @property
     def memory_used(self) -> int:
         """Bytes of chunk contents in memory now; cheaper than `stats`."""
         return self._memory.used

@@ -32,6 +32,8 @@ from dstorage.uses import FOLD, Uses
 
 BATCH_BYTES = 8 * 2**20
 BATCH_CHUNKS = 64
+AGAIN_BYTES = 2**20
+"""Of one batch, asked for a second time on the loop at most."""
 BATCHES_IN_FLIGHT = 16
 """Per controller; what comes after that waits its turn."""
 
@@ -183,8 +185,39 @@ class PageIn:
                 if total >= BATCH_BYTES:
                     break
             batch, lane.pending = lane.pending[:count], lane.pending[count:]
-            lane.in_flight += 1
-            self._spawn(self._read(index, lane, batch))
+            if len(batch) > 1:
+                batch = self._ask_again(index, batch)
+            if batch:
+                lane.in_flight += 1
+                self._spawn(self._read(index, lane, batch))
+        self._memory.poke()
+
+    def _ask_again(self, index: int, batch: list[tuple[Page, Record]]) -> list[tuple[Page, Record]]:
+        """Reads that were refused may have made the kernel begin to fetch the bytes; while the rest of a batch is gathered most of
+        them come. A task and a thread to wait for them would cost more than asking twice. Returns what did not come.
+        """
+        entry = self._registry[index]
+        controller = entry.controller if entry is not None else None
+        if controller is None:
+            return batch
+        left = AGAIN_BYTES
+        missed = []
+        for read in batch:
+            page, record = read
+            left -= record.locator.size
+            if left < 0:
+                missed.append(read)
+                continue
+            try:
+                buffer = controller.read_nowait(page.id, record.locator)
+            except DStorageError as error:
+                self._failed(page, record, error)
+                continue
+            if buffer is None:
+                missed.append(read)
+            else:
+                self._resolved(page, record, buffer)
+        return missed
 
     async def _read(self, index: int, lane: _Lane, batch: list[tuple[Page, Record]]) -> None:
         entry = self._registry[index]

@@ -270,10 +270,9 @@ class DiskController(Controller):
         return self._opened().reader.read_nowait(id, locator)
 
     async def read(self, requests: Sequence[ReadRequest]) -> list[Buffer | Exception]:
-        """Read chunks: what the kernel has read meanwhile at once, the rest in threads, neighbours on disk by one call."""
+        """Read chunks in threads, neighbours on disk by one call."""
         opened = self._opened()
         answers: Answers = [None] * len(requests)
-        opened.reader.ask_again(requests, answers)
         jobs = opened.reader.plan(requests, answers, self._threads)
         if jobs:
             threads = [self._in(self._workers, opened.reader.read_job, job, answers) for job in jobs]

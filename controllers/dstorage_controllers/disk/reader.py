@@ -25,8 +25,8 @@ from dstorage_controllers.disk.log import SegmentLog
 
 INLINE_BYTES = 4 * 2**20
 """Read on the loop at most: what a page-cached read of one large chunk may cost."""
-AGAIN_BYTES = 2**20
-"""Of one batch, tried a second time on the loop at most."""
+BEHIND_BYTES = 8 * 2**20
+"""A read so little behind the last one may be the same one, asked for again: it says nothing of the order."""
 INLINE_DECODE_BYTES = 64 * 2**10
 """Decompressed or decrypted on the loop at most."""
 
@@ -96,24 +96,22 @@ class Reader:
             CorruptData: The locator makes no sense, or bytes that pass their checksum cannot be decoded.
         """
         place = layout.unpack(id, locator)
-        if place.size:
-            segment = self._log.segments.get(place.segment)
-            if segment is not None and segment.fd >= 0:
-                in_sequence = segment.read_end == place.first
-                segment.read_end = place.first + place.stored
-                if segment.advised is not in_sequence:
-                    segment.advised = in_sequence
-                    self._device.expect(segment.fd, in_sequence=in_sequence)
-        return self._look(id, locator, place)
-
-    def _look(self, id: int, locator: Locator, place: Place) -> Buffer | None:
         size, number, first, stored, _, flags = place
         if size == 0:
             return self._nothing(id, place)
-        if stored > INLINE_BYTES or (flags and size > INLINE_DECODE_BYTES):
-            return None
         segment = self._log.segments.get(number)
         if segment is None or segment.fd < 0:
+            return None
+        if self._begun is not None and self._begun.id == id:
+            # Asked again in the midst of the kernel's reading ahead: nothing is saved by beginning anew.
+            return None
+        if not 0 < segment.read_end - first <= BEHIND_BYTES:
+            in_sequence = segment.read_end == first
+            segment.read_end = first + stored
+            if segment.advised is not in_sequence:
+                segment.advised = in_sequence
+                self._device.expect(segment.fd, in_sequence=in_sequence)
+        if stored > INLINE_BYTES or (flags and size > INLINE_DECODE_BYTES):
             return None
         buffer = new_buffer(stored)
         try:
@@ -129,34 +127,11 @@ class Reader:
             return None
         return self._codec.decode(id, place, buffer) if flags else buffer
 
-    def ask_again(self, requests: Sequence[tuple[int, Locator]], answers: Answers) -> None:
-        """On the loop: answer what is in the page cache by now.
-
-        A read that was refused has made the kernel begin to fetch the bytes. While the rest of a batch is gathered most
-        of them come, and a thread to wait for them would cost more than asking twice.
-        """
-        if not self._device.can_read_nowait:
-            return
-        left = AGAIN_BYTES
-        for at, (id, locator) in enumerate(requests):
-            left -= locator.size
-            if left < 0:
-                return
-            if self._begun is not None and self._begun.id == id:
-                # In the midst of the kernel's reading ahead: nothing is saved by beginning anew.
-                continue
-            try:
-                answers[at] = self._look(id, locator, layout.unpack(id, locator))
-            except ChunkError as error:
-                answers[at] = self._about(error, id)
-
     def plan(self, requests: Sequence[tuple[int, Locator]], answers: Answers, threads: int) -> list[list[Run]]:
         """On the loop: jobs for `read_job`; requests that need no reading are answered at once."""
         wanted: list[tuple[Segment, Read]] = []
         total = 0
         for at, (id, locator) in enumerate(requests):
-            if answers[at] is not None:
-                continue
             try:
                 place = layout.unpack(id, locator)
                 if place.size == 0:
