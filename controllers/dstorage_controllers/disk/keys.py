@@ -1,4 +1,4 @@
-"""The encryption key: from a file or the environment, never from settings, never shown in a message."""
+"""Encryption keys: from a file or the environment, never from settings, never shown in a message."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 from dstorage.errors import ControllerError
 
 KEY_BYTES = 32
-_MAX_FILE = 1024
+MAX_KEYS = 16
+_MAX_FILE = 4096
 
 
 def load_key(name: str, file: Path | None, variable: str | None) -> bytes | None:
@@ -21,32 +22,51 @@ def load_key(name: str, file: Path | None, variable: str | None) -> bytes | None
         variable: Environment variable with the hexadecimal digits.
 
     Raises:
-        ControllerError: The source is missing or holds no key.
+        ControllerError: The source is missing or holds no key, or more than one.
+    """
+    keys = load_keys(name, file, variable)
+    if len(keys) > 1:
+        raise ControllerError(f"controller {name!r}: {_source(file, variable)} must hold one key, not {len(keys)}")
+    return keys[0] if keys else None
+
+
+def load_keys(name: str, file: Path | None, variable: str | None) -> list[bytes]:
+    """The keys of a controller whose keys can change: the first encrypts, all decrypt. Empty when no source is named.
+
+    Args:
+        name: Of the controller, for messages.
+        file: Holds `KEY_BYTES` bytes, or up to `MAX_KEYS` keys of twice as many hexadecimal digits, one a line.
+        variable: Environment variable with such keys, separated by blanks.
+
+    Raises:
+        ControllerError: The source is missing or holds something else.
     """
     if file is not None:
-        source = f"key_file {file}"
         try:
             with file.open("rb") as stream:
                 raw = stream.read(_MAX_FILE)
         except OSError as error:
-            raise ControllerError(f"controller {name!r} cannot read its {source}: {error}") from error
+            raise ControllerError(f"controller {name!r} cannot read its {_source(file, variable)}: {error}") from error
+        if len(raw) == KEY_BYTES:
+            return [raw]
     elif variable is not None:
-        source = f"environment variable {variable}"
         value = os.environ.get(variable)
         if value is None:
-            raise ControllerError(f"controller {name!r} wants its key in {source}, which is not set")
+            raise ControllerError(f"controller {name!r} wants its key in {_source(file, variable)}, which is not set")
         raw = value.encode(errors="surrogateescape")
     else:
-        return None
-    if len(raw) == KEY_BYTES:
-        return raw
+        return []
     try:
-        key = binascii.unhexlify(raw.strip())
+        keys = [binascii.unhexlify(word) for word in raw.split()]
     except ValueError:
-        key = b""
-    if len(key) != KEY_BYTES:
+        keys = []
+    if not 1 <= len(keys) <= MAX_KEYS or any(len(key) != KEY_BYTES for key in keys):
         raise ControllerError(
-            f"controller {name!r}: {source} must hold {KEY_BYTES} bytes or {2 * KEY_BYTES} hexadecimal digits; make one with "
-            f'python -c "import secrets; print(secrets.token_hex({KEY_BYTES}))"'
+            f"controller {name!r}: {_source(file, variable)} must hold {KEY_BYTES} bytes or {2 * KEY_BYTES} hexadecimal "
+            f'digits; make a key with python -c "import secrets; print(secrets.token_hex({KEY_BYTES}))"'
         )
-    return key
+    return keys
+
+
+def _source(file: Path | None, variable: str | None) -> str:
+    return f"key_file {file}" if file is not None else f"environment variable {variable}"
