@@ -19,9 +19,9 @@ from dstorage.persistent.blocks import Block, Blocks
 from dstorage.persistent.btree import BTree, Value
 from dstorage.persistent.errors import DamagedMetadataError, MissingKeyError
 from dstorage.persistent.node import BLOCK_BYTES
+from dstorage.persistent.validators import Validator
 from dstorage.persistent.values import ValueHooks, ValueType
 
-ARRAY = "array block"
 ARRAY_SALT = 595846735
 ARRAY_HEADER = struct.Struct("<IIIIQ")
 """Checksum, room for values, values, bytes of a value, block."""
@@ -47,6 +47,10 @@ def check_array_block(data: bytes | bytearray | memoryview) -> str | None:
     if count > room:
         return f"{count} values where {room} have room"
     return None
+
+
+ARRAY = Validator("array block", ARRAY_SALT, number_at=16, rules=check_array_block)
+"""What every block of an array passes on its way in."""
 
 
 class _View:

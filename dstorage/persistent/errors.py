@@ -31,3 +31,53 @@ class DamagedMetadataError(PersistentDataError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[1])
+
+
+class BlockLockError(PersistentDataError, RuntimeError):
+    """A block was locked, released or written in a way its locks forbid: a mistake of the program; nothing was changed.
+
+    Attributes:
+        block: The metadata block.
+    """
+
+    def __init__(self, message: str, *, block: int) -> None:
+        super().__init__(message)
+        self.block = block
+
+
+class DeadlockError(BlockLockError):
+    """Waiting for the lock would never end: its holders wait, one for the other, for locks of this thread."""
+
+
+class WouldBlockError(PersistentDataError, BlockingIOError):
+    """A view that never waits was asked for a block that is not in memory, or is being written.
+
+    Attributes:
+        block: The metadata block; `Clone.issue_prefetches` has it fetched.
+    """
+
+    def __init__(self, message: str, *, block: int) -> None:
+        super().__init__(errno.EWOULDBLOCK, message)
+        self.block = block
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class SpaceMapFullError(PersistentDataError, OSError):
+    """Nothing is left to allocate; what was freed in this transaction is to be had after its commit.
+
+    Attributes:
+        kind: What is full: "data" or "metadata".
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(errno.ENOSPC, message)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+class ReadOnlyMetadataError(PersistentDataError, PermissionError):
+    """The metadata were opened only to be read, or a change that failed half way must be taken back by `abort` first."""

@@ -17,6 +17,7 @@ from operator import ge
 
 from dstorage.persistent.blocks import Block
 from dstorage.persistent.errors import DamagedMetadataError
+from dstorage.persistent.validators import Validator
 
 if sys.byteorder != "little":
     raise ImportError("dstorage.persistent needs a little-endian machine: it reads keys in place, as they lie on disk")
@@ -32,8 +33,6 @@ MAX_VALUE_BYTES = (BLOCK_BYTES - NODE_HEADER.size) // 3 - 8
 """A node must have room for three entries, else it could not be kept a third full."""
 DEPTHS = range(16)
 """Levels of nodes that a descent goes down: with nodes a third full fewer are enough for all 2**64 keys, more are a circle."""
-
-NODE = "tree node"
 
 _FIELDS = struct.Struct("<IQIII")
 _COUNT = struct.Struct("<I")
@@ -81,6 +80,10 @@ def check_node(data: bytes | bytearray | memoryview) -> str | None:
     if any(map(ge, keys, keys[1:])):
         return "keys that do not ascend"
     return None
+
+
+NODE = Validator("tree node", NODE_SALT, rules=check_node)
+"""What every node passes on its way in."""
 
 
 class NodeView:

@@ -1,0 +1,103 @@
+"""Where metadata blocks lie: anything with positioned reads and writes; and a local file as one.
+
+A file is not locked here; see `dstorage.volumes.lock`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from dstorage.persistent.validators import Buffer
+
+
+class BlockDevice(Protocol):
+    """What a block manager reads and writes; offsets and lengths are in bytes. Calls block until they are done."""
+
+    @property
+    def name(self) -> str:
+        """For messages: what and where it is."""
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+
+    def pread(self, length: int, offset: int, /) -> bytes:
+        """`length` bytes from `offset`; fewer only at the end of the device."""
+
+    def pwrite(self, data: Buffer, offset: int, /) -> None:
+        """Write all of `data` at `offset`."""
+
+    def sync(self) -> None:
+        """Return when all that was written before is durable; what is written later may not become so earlier."""
+
+    def will_need(self, length: int, offset: int, /) -> None:
+        """A hint that these bytes will be read soon; may do nothing."""
+
+    def truncate(self, size: int, /) -> None:
+        """Make the device `size` bytes long; what is new reads as zeros."""
+
+    def close(self) -> None:
+        """Release it; a second call does nothing."""
+
+
+class BlockFile:
+    """A file of blocks.
+
+    Args:
+        path: The file; it must be there.
+        read_only: Refuse writing.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
+        self.path = Path(path)
+        self.name = str(path)
+        self._fd = os.open(self.path, (os.O_RDONLY if read_only else os.O_RDWR) | getattr(os, "O_CLOEXEC", 0))
+
+    @property
+    def size(self) -> int:
+        """Length in bytes."""
+        # Asked of the end, not of stat: a block device has no length there.
+        return os.lseek(self._fd, 0, os.SEEK_END)
+
+    def pread(self, length: int, offset: int, /) -> bytes:
+        """`length` bytes from `offset`; fewer only at the end of the file."""
+        data = os.pread(self._fd, length, offset)
+        while len(data) < length:
+            more = os.pread(self._fd, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+        return data
+
+    def pwrite(self, data: Buffer, offset: int, /) -> None:
+        """Write all of `data` at `offset`."""
+        done = os.pwrite(self._fd, data, offset)
+        while done < len(data):
+            done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+
+    def sync(self) -> None:
+        """Return when all that was written before is durable."""
+        if hasattr(os, "fdatasync"):
+            os.fdatasync(self._fd)
+        else:
+            os.fsync(self._fd)
+
+    def will_need(self, length: int, offset: int, /) -> None:
+        """Have the kernel read these bytes ahead, where it can be told."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def truncate(self, size: int, /) -> None:
+        """Make the file `size` bytes long."""
+        os.ftruncate(self._fd, size)
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
