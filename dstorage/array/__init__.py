@@ -1,0 +1,1 @@
+"""Arrays larger than memory; needs numpy (``pip install 'dstorage[array]'``)."""
