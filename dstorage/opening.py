@@ -56,6 +56,8 @@ class Opening:
             if not options.read_only:
                 if not self._create and not path.is_dir():
                     raise NotAStoreError(f"no store at {path}: create it with `dstorage init`, or pass create=True")
+                if path.exists() and not path.is_dir():
+                    raise NotAStoreError(f"{path} is no directory: name another place for the store")
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 lock = StoreLock(path / "lock")
             try:
@@ -127,7 +129,7 @@ def open(
     Raises:
         StoreLocked: Another process writes it.
         VersionError: A newer dstorage wrote it.
-        NotAStoreError: There is none, and `create` is False or `read_only` is True.
+        NotAStoreError: There is none, and `create` is False or `read_only` is True; or something else is at `path`.
         InvalidArgumentError: An argument is out of range.
     """
     size = parse_bytes(budget)

@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from dstorage.handle import Handle
+from dstorage.handle import Handle, Status
 
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 15.0
@@ -123,7 +123,7 @@ class Outages:
         for handle, outage in list(self._outages.items()):
             if outage.controller == controller:
                 if outage.patients:
-                    self._retry(handle)
+                    self._try(handle)
                 else:
                     outage.retry_at = 0.0
                     if not handle.refs:
@@ -137,7 +137,8 @@ class Outages:
 
     def _fire(self, handle: Handle) -> None:
         outage = self._outages.get(handle)
-        if outage is None or not outage.patients:
+        if outage is None or not outage.patients or handle.status is Status.WAITING:
+            # Somebody else asked meanwhile: the answer tells everybody, or sets the timer anew.
             return
         now = asyncio.get_running_loop().time()
         expired = [patient for patient in outage.patients if patient.deadline <= now]
@@ -147,9 +148,13 @@ class Outages:
         if outage.patients and self._outages.get(handle) is outage:
             if now >= outage.retry_at:
                 outage.timer = None
-                self._retry(handle)
+                self._try(handle)
             else:
                 self._set_timer(handle, outage)
+
+    def _try(self, handle: Handle) -> None:
+        if handle.status is not Status.WAITING:
+            self._retry(handle)
 
     def _forget_oldest(self) -> None:
         for handle, outage in self._outages.items():

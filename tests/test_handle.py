@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 
 import pytest
 from conftest import settle
@@ -399,6 +400,28 @@ async def test_waiting_retries_with_backoff_and_ends_at_the_deadline(store, memo
     with store.handle(id) as handle, pytest.raises(TemporarilyUnavailable):
         await handle.get(wait=0.3)
     assert 2 <= len(memory.reads) <= 8
+
+
+async def test_asking_while_others_wait_for_the_next_try_is_one_try(store, memory):
+    problems = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+    id = await stored(store)
+    memory.unavailable = True
+    with store.handle(id) as handle:
+        waiting = asyncio.create_task(handle.get(wait=60))
+        await settle()
+        memory.unavailable = False
+        memory.gate = asyncio.Event()
+        # Now both the timer of the next try and another asker are due; the asker is first.
+        time.sleep(0.2)
+        handle.resolve()
+        await settle()
+        memory.set_unavailable(False)
+        await settle()
+        memory.gate.set()
+        assert bytes(await asyncio.wait_for(waiting, 1)) == DATA
+    assert memory.reads == [id]
+    assert problems == []
 
 
 async def test_no_memory_is_told_and_waiting_for_it_works(store):

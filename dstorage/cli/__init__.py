@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
+import dstorage
 from dstorage.cli.demo import demo
 from dstorage.cli.store_commands import (
     check,
@@ -33,6 +36,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dstorage {dstorage.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 for command in (demo, init, put, get, ls, stat, controllers, check, compact, migrate):
     app.command()(command)
 
@@ -42,9 +62,15 @@ def main() -> None:
     try:
         app()
     except DStorageError as error:
-        Console(stderr=True).print(f"[red]dstorage:[/red] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
+        _fail(error)
     except BrokenPipeError:
         # The reader of our output has gone (`dstorage ls | head`): no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else error)
+
+
+def _fail(why: object) -> NoReturn:
+    Console(stderr=True).print(f"[red]dstorage:[/red] {escape(str(why))}", highlight=False, soft_wrap=True)
+    sys.exit(1)

@@ -24,9 +24,10 @@ from dstorage.handle import Handle, Status
 
 CHUNK_BYTES = 256 * 1024
 BUDGET_SHARE = 0.25
-LEAST_BUDGET = 4 * 2**20
+LEAST_BUDGET = 2**20
 MOST_BYTES = 2**30
 IN_FLIGHT = 64
+PATIENCE_S = 30
 EDITED_EVERY = 8
 MARK = b"dstorage was here"
 
@@ -98,6 +99,10 @@ class _Demo:
         figures.rss_before = self._process.memory_info().rss
         async with dstorage.open(self._store, budget=self._budget) as store:
             figures.budget = store.stats().budget
+            if figures.budget < LEAST_BUDGET:
+                raise InvalidArgumentError(
+                    f"a budget of {figures.budget} bytes is too small: give {LEAST_BUDGET} or more"
+                )
             await self._put(store)
             await self._read_and_edit(store)
             await store.commit()
@@ -117,7 +122,7 @@ class _Demo:
                 with path.open("rb") as file:
                     offset = 0
                     while data := file.read(CHUNK_BYTES):
-                        with await store.create(data) as handle:
+                        with await store.create(data, wait=PATIENCE_S) as handle:
                             self._chunks.append((handle.id, path, offset))
                         offset += len(data)
                         meter.advance(len(data))
@@ -130,41 +135,51 @@ class _Demo:
         """Twice all chunks in random order, by callbacks, a bounded number at a time."""
         order = [id for id, _, _ in self._chunks] * 2
         self._random.shuffle(order)
-        room = asyncio.Semaphore(IN_FLIGHT)
-        finished = asyncio.get_running_loop().create_future()
+        in_flight = max(1, min(IN_FLIGHT, self._figures.budget // (4 * CHUNK_BYTES)))
+        room = asyncio.Semaphore(in_flight)
         read = 0
-        left = len(order)
         problems: list[str] = []
+        edits: set[asyncio.Task[None]] = set()
         with Meter("reading and editing", len(order)) as meter:
 
             def arrived(handle: Handle) -> None:
-                nonlocal read, left
-                if handle.status is Status.RESOLVED:
+                nonlocal read
+                if handle.status is not Status.RESOLVED:
+                    problems.append(repr(handle.error))
+                else:
                     read += handle.size
                     if handle.id % EDITED_EVERY == 0 and handle.size >= len(MARK):
-                        with handle.edit() as buf:
-                            buf[: len(MARK)] = MARK
-                        self._edited.add(handle.id)
-                else:
-                    problems.append(repr(handle.error))
+                        # An edit may have to wait for memory, which a callback cannot.
+                        edit = asyncio.create_task(self._edit(handle))
+                        edits.add(edit)
+                        edit.add_done_callback(lambda edit: done(handle))
+                        return
+                done(handle)
+
+            def done(handle: Handle) -> None:
                 handle.release()
                 room.release()
                 meter.advance()
-                left -= 1
-                if not left:
-                    finished.set_result(None)
 
             start = time.perf_counter()
             for id in order:
                 await room.acquire()
-                store.handle(id).resolve(arrived, wait=30)
+                store.handle(id).resolve(arrived, wait=PATIENCE_S)
                 self._note(store)
-            await finished
+            for _ in range(in_flight):
+                await room.acquire()
+        for edit in edits:
+            edit.result()
         if problems:
             raise dstorage.DStorageError(f"{len(problems)} reads failed, the first with {problems[0]}")
         self._figures.reads = len(order)
         self._figures.edits = len(self._edited)
         self._figures.read_mb_per_s = read / 1e6 / (time.perf_counter() - start)
+
+    async def _edit(self, handle: Handle) -> None:
+        async with handle.edit(wait=PATIENCE_S) as buf:
+            buf[: len(MARK)] = MARK
+        self._edited.add(handle.id)
 
     async def _verify(self, store: dstorage.Store) -> bool:
         """SHA-256 of every file, put together from its chunks, against the original with the same edits."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -49,30 +52,39 @@ def put(
 ) -> None:
     """Store files; prints the ids of each."""
     size = min(parse_bytes(chunk), parse_bytes(budget) // 4)
-
+    if not size:
+        raise InvalidArgumentError(
+            f"--budget {budget} leaves no room for a chunk: give at least 4 bytes, better some megabytes"
+        )
     total = sum(Path(name).stat().st_size for name in files if name != "-" and Path(name).is_file())
 
     async def work() -> None:
-        stored: list[dict[str, object]] = []
+        stored: list[tuple[str, list[int]]] = []
         async with open_store(store, budget=budget) as opened:
-            with Meter("storing", total or None, unit="bytes") as meter:
-                for name in files:
-                    ids: list[int] = []
-                    with _source(name) as source:
-                        # An empty file is one empty chunk.
-                        while (data := source.read(size)) or not ids:
-                            with await opened.create(data, controller=controller) as handle:
-                                ids.append(handle.id)
-                            meter.advance(len(data))
-                    stored.append({"file": name, "ids": ids})
-            await opened.commit()
+            try:
+                with Meter("storing", total or None, unit="bytes") as meter:
+                    for name in files:
+                        ids: list[int] = []
+                        stored.append((name, ids))
+                        with _source(name) as source:
+                            # An empty file is one empty chunk.
+                            while (data := _read(source, size)) or not ids:
+                                with await opened.create(data, controller=controller) as handle:
+                                    ids.append(handle.id)
+                                meter.advance(len(data))
+                await opened.commit()
+            except BaseException:
+                # All or nothing: nobody would ever learn the ids of a part.
+                for id in (id for _, ids in stored for id in ids):
+                    with opened.handle(id) as handle:
+                        handle.delete()
+                raise
         # Only now are they durable.
         if json:
-            print_json(stored)
+            print_json([{"file": name, "ids": ids} for name, ids in stored])
         else:
-            for entry in stored:
-                assert isinstance(entry["ids"], list)
-                typer.echo(f"{' '.join(map(str, entry['ids']))}\t{entry['file']}")
+            for name, ids in stored:
+                typer.echo(f"{' '.join(map(str, ids))}\t{name}")
 
     run(work())
 
@@ -84,6 +96,37 @@ def _source(name: str) -> BinaryIO | nullcontext[BinaryIO]:
         return Path(name).open("rb")
     except OSError as error:
         raise InvalidArgumentError(f"{name} cannot be read: {error.strerror}") from error
+
+
+def _read(source: BinaryIO, size: int) -> bytes:
+    # A terminal or pipe may keep us waiting: Ctrl-C then breaks the read, where the loop's own handler would wait for its end.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return source.read(size)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def _target(output: Path | None) -> Iterator[BinaryIO]:
+    """Standard output or a file, which appears when it is whole (unless it is a device or a pipe)."""
+    if output is None:
+        yield sys.stdout.buffer
+    elif output.exists() and not output.is_file():
+        with output.open("wb") as file:
+            yield file
+    else:
+        if not output.parent.is_dir():
+            raise InvalidArgumentError(f"{output} cannot be written: there is no folder {output.parent}")
+        output = output.resolve()
+        part = output.with_name(f".{output.name}.{os.getpid()}.part")
+        try:
+            with part.open("xb") as file:
+                yield file
+            part.replace(output)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 
 def get(
@@ -101,8 +144,7 @@ def get(
             for id in ids:
                 if opened.info(id) is None:
                     raise Lost("unknown id", id=id)
-            target: BinaryIO
-            with output.open("wb") if output else nullcontext(sys.stdout.buffer) as target:
+            with _target(output) as target:
                 with Meter("reading", len(ids)) as meter:
                     for id in ids:
                         async with opened.handle(id) as data:

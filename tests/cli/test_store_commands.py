@@ -1,0 +1,231 @@
+"""The command line as a user of a shell sees it: output, errors, exit codes, and what is left in the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dstorage_controllers.disk import DiskController
+
+import dstorage
+
+COMMAND = [sys.executable, "-c", "from dstorage.cli import main; main()"]
+
+
+class Shell:
+    """Runs `dstorage` in a directory of its own, with a store `store` in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, *arguments: str, input: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run([*COMMAND, *arguments], cwd=self.directory, input=input, capture_output=True, timeout=60)
+        assert done.returncode == code, (done.stdout, done.stderr)
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return done
+
+    def json(self, *arguments: str, input: bytes = b"", code: int = 0):
+        return json.loads(self(*arguments, "--json", input=input, code=code).stdout)
+
+    def refused(self, *arguments: str, input: bytes = b"") -> str:
+        """What a command says that fails; it prints no result."""
+        done = self(*arguments, input=input, code=1)
+        assert done.stdout == b""
+        message = done.stderr.decode()
+        assert message.startswith("dstorage: ")
+        assert message.count("\n") == 1
+        return message.removeprefix("dstorage: ").strip()
+
+
+@pytest.fixture
+def shell(tmp_path):
+    shell = Shell(tmp_path)
+    shell("init", "store")
+    return shell
+
+
+def test_what_is_put_is_got_byte_for_byte(shell):
+    big = os.urandom(3_000_000)
+    (shell.directory / "big").write_bytes(big)
+    (shell.directory / "empty").touch()
+    stored = shell.json("put", "store", "big", "empty", "-", "--chunk", "1M", input=b"from a pipe")
+    assert [entry["file"] for entry in stored] == ["big", "empty", "-"]
+    ids = [[str(id) for id in entry["ids"]] for entry in stored]
+    assert [len(one) for one in ids] == [3, 1, 1]
+    assert shell("get", "store", *ids[0]).stdout == big
+    assert shell("get", "store", *ids[1]).stdout == b""
+    shell("get", "store", *ids[0], *ids[2], "-o", "copy")
+    assert (shell.directory / "copy").read_bytes() == big + b"from a pipe"
+    assert shell.json("stat", "store")["chunks"] == 5
+    assert shell.json("stat", "store", ids[2][0])["size"] == 11
+    assert [row["size"] for row in shell.json("ls", "store")] == [2**20, 2**20, 3_000_000 - 2**21, 0, 11]
+
+
+def test_larger_chunks_than_the_budget_takes_are_made_smaller(shell):
+    (shell.directory / "file").write_bytes(bytes(range(256)) * 40)
+    (entry,) = shell.json("put", "store", "file", "--budget", "8K")
+    assert len(entry["ids"]) == 5
+    assert shell("get", "store", *map(str, entry["ids"]), "--budget", "8K").stdout == bytes(range(256)) * 40
+    assert "no room for a chunk" in shell.refused("put", "store", "file", "--budget", "3")
+    assert shell.json("stat", "store")["chunks"] == 5
+
+
+@pytest.mark.parametrize("bad", ["missing", "folder"])
+def test_a_put_that_fails_stores_nothing(shell, bad):
+    (shell.directory / "good").write_bytes(b"x" * 100_000)
+    (shell.directory / "folder").mkdir()
+    assert bad in shell.refused("put", "store", "good", bad)
+    assert shell.json("ls", "store") == []
+    assert shell.json("controllers", "store")[0]["used"] == 0
+
+
+def test_a_get_that_fails_leaves_the_file_as_it_was(shell):
+    shell("put", "store", "-", input=b"hello")
+    (shell.directory / "out").write_bytes(b"before")
+    assert "unknown id" in shell.refused("get", "store", "1", "99", "-o", "out")
+    segment = next(shell.directory.glob("store/disk/*.seg"))
+    segment.write_bytes(segment.read_bytes().replace(b"hello", b"hellO"))
+    assert "is lost" in shell.refused("get", "store", "1", "-o", "out")
+    assert (shell.directory / "out").read_bytes() == b"before"
+    assert sorted(path.name for path in shell.directory.iterdir()) == ["out", "store"]
+    assert "nowhere/out" in shell.refused("get", "store", "1", "-o", "nowhere/out")
+
+
+def test_damage_is_listed_and_dropped_only_when_told_to(shell):
+    shell("put", "store", "-", input=b"hello")
+    shell("put", "store", "-", input=b"world")
+    assert shell.json("check", "store")["sound"]
+    segment = next(shell.directory.glob("store/disk/*.seg"))
+    segment.write_bytes(segment.read_bytes().replace(b"hello", b"hellO"))
+    report = shell.json("check", "store", code=1)
+    assert [problem["id"] for problem in report["problems"]] == [1]
+    assert report["repaired"] == []
+    assert len(shell.json("ls", "store")) == 2
+    assert shell.json("check", "store", "--repair")["repaired"] == [1]
+    assert [row["id"] for row in shell.json("ls", "store")] == [2]
+    assert shell.json("check", "store")["sound"]
+    assert shell("get", "store", "2").stdout == b"world"
+
+
+async def test_chunks_move_between_controllers_and_keep_their_ids(tmp_path):
+    drives = [
+        DiskController("one", path=tmp_path / "one"),
+        DiskController("two", path=tmp_path / "two", rank=40),
+    ]
+    async with dstorage.open(tmp_path / "store", budget="1M", controllers=drives) as store:
+        ids = [str((await store.create(bytes([n]) * 5000)).release() or n + 1) for n in range(5)]
+    shell = Shell(tmp_path)
+    assert {row["controller"] for row in shell.json("ls", "store")} == {"one"}
+    assert shell.json("migrate", "store", *ids[:3], "--to", "two") == {"moved": 3, "to": "two"}
+    assert [row["controller"] for row in shell.json("ls", "store")] == ["two"] * 3 + ["one"] * 2
+    assert shell("get", "store", *ids).stdout == b"".join(bytes([n]) * 5000 for n in range(5))
+    assert "there are: 'one', 'two'" in shell.refused("migrate", "store", ids[0], "--to", "three")
+    assert [row["name"] for row in shell.json("controllers", "store")] == ["one", "two"]
+    assert b"two" in shell("controllers", "store").stdout
+
+
+def test_compacting_says_what_it_gave_back(shell):
+    shell("put", "store", "-", input=bytes(10_000))
+    assert shell.json("compact", "store").keys() == {"rewritten", "used_before", "used_after"}
+    assert b"rewritten" in shell("compact", "store").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["init", "store"], "already"),
+        (["init", "file"], "no directory"),
+        (["ls", "nowhere"], "no store at"),
+        (["ls", "file"], "no store at"),
+        (["stat", "store", "7"], "unknown id"),
+        (["put", "store", "file", "--controller", "tape"], "no controller 'tape'"),
+        (["put", "store", "file", "--chunk", "lots"], "'lots' is no size"),
+        (["demo", "nowhere"], "does not exist"),
+        (["demo", "file", "--store", "store"], "already"),
+    ],
+    ids=" ".join,
+)
+def test_errors_are_one_sentence_and_exit_code_1(shell, arguments, says):
+    (shell.directory / "file").write_bytes(b"x")
+    assert says in shell.refused(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["get", "store"], ["get", "store", "0"], ["sing"], ["migrate", "store", "1"]]
+)
+def test_wrong_calls_are_exit_code_2(shell, arguments):
+    assert b"Usage" in (done := shell(*arguments, code=2)).stderr + done.stdout
+
+
+def test_it_tells_its_version(shell):
+    assert shell("--version").stdout.decode() == f"dstorage {dstorage.__version__}\n"
+
+
+async def test_reading_commands_work_beside_the_writer_and_writing_ones_name_it(tmp_path):
+    shell = Shell(tmp_path)
+    async with dstorage.open(tmp_path / "store", budget="1M", commit_interval=None) as store:
+        with await store.create(b"hello"):
+            await store.commit()
+        (await store.create(b"not committed")).release()
+        assert shell("get", "store", "1").stdout == b"hello"
+        assert [row["id"] for row in shell.json("ls", "store")] == [1]
+        assert shell.json("check", "store")["sound"]
+        assert str(os.getpid()) in shell.refused("put", "store", "-", input=b"x")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_an_interrupted_put_stores_nothing(shell):
+    child = subprocess.Popen(
+        [*COMMAND, "put", "store", "-", "--chunk", "1K", "--json"],
+        cwd=shell.directory,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert child.stdin is not None
+    child.stdin.write(bytes(100_000))
+    child.stdin.flush()
+    # The lock file names the process once the store is open, and so once signals find it at work.
+    while str(child.pid) not in (shell.directory / "store" / "lock").read_text():
+        assert child.poll() is None
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode not in (0, 1), (out, err)
+    assert out == b""
+    assert b"Traceback" not in err, err.decode()
+    assert shell.json("ls", "store") == []
+    assert shell.json("check", "store")["sound"]
+
+
+def test_a_reader_that_goes_away_is_no_error(shell):
+    shell("put", "store", "-", "--chunk", "1K", input=bytes(4_000_000))
+    done = subprocess.run(
+        f'"{sys.executable}" -c "from dstorage.cli import main; main()" ls store | head -n 1',
+        shell=True,
+        cwd=shell.directory,
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.stdout == b"1\t1024\tdisk\n"
+    assert done.stderr == b""
+
+
+def test_the_demonstration_verifies_what_it_stored(tmp_path):
+    source = tmp_path / "data"
+    source.mkdir()
+    for number in range(40):
+        (source / str(number)).write_bytes(os.urandom(500_000))
+    shell = Shell(tmp_path)
+    figures = shell.json("demo", "data", "--budget", "4M", "--store", "kept")
+    assert figures["verified"]
+    assert (figures["files"], figures["bytes"]) == (40, 20_000_000)
+    assert figures["peak_chunk_memory"] <= figures["budget"] == 4 * 2**20
+    assert figures["evictions"] > 0
+    assert figures["edits"] > 0
+    assert shell.json("check", "kept")["sound"]
+    assert "4.8 times less" in shell("demo", "data", "--budget", "4M").stdout.decode()
