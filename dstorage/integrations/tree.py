@@ -1,8 +1,8 @@
 r"""A tree of files over names and chunks, shared by the zarr and the fsspec face.
 
-The names table says what is in a directory: the name ``tree\0``, the number of the directory (8 bytes, big-endian; the root is 0) and one
-component of a path stand for the contents of a file (see `dstorage.integrations.pieces`), or, below 2**56, for a directory by its own
-number. The name ``tree\0`` alone counts the directories.
+The names table says what is in a directory: the name ``tree\0``, the number of the directory (8 bytes, big-endian; the root is 0) and
+one component of a path stand for the contents of a file (see `dstorage.integrations.pieces`); with a "/" behind the component they
+stand for the number of a directory. The name ``tree\0`` alone counts the directories.
 
 So a path may be of any depth and length, a component has at most `MAX_COMPONENT_BYTES` of UTF-8, listing a directory looks at nothing
 else, and renaming one costs one name, whatever is below.
@@ -23,13 +23,14 @@ from dstorage.catalog import MAX_NAME_BYTES
 from dstorage.controller import Buffer
 from dstorage.errors import Deleted, InvalidArgumentError
 from dstorage.integrations.pieces import Pieces, PieceWriter
-from dstorage.record import NAMESPACE_SHIFT
 from dstorage.store import Store
 
 PREFIX = b"tree\0"
 ROOT = 0
+ERRORS = "surrogateescape"
+"""Paths of file systems that are no UTF-8 come through, as in `os.fsencode`."""
 _NUMBER = struct.Struct(">Q")
-MAX_COMPONENT_BYTES = MAX_NAME_BYTES - len(PREFIX) - _NUMBER.size
+MAX_COMPONENT_BYTES = MAX_NAME_BYTES - len(PREFIX) - _NUMBER.size - len("/")
 """What is left of a name for one component of a path."""
 
 
@@ -40,18 +41,15 @@ class Entry:
     Attributes:
         name: Component of the path.
         number: Of a directory its number; of a file what stands for its contents, another number each time it is written.
+        is_directory: Whether it is a directory, and no file.
     """
 
     name: str
     number: int
-
-    @property
-    def is_directory(self) -> bool:
-        """Whether it is a directory, and no file."""
-        return not self.number >> NAMESPACE_SHIFT
+    is_directory: bool = False
 
 
-_ROOT = Entry("", ROOT)
+_ROOT = Entry("", ROOT, is_directory=True)
 
 
 class Tree:
@@ -60,36 +58,46 @@ class Tree:
     Paths are components joined by "/", without one in front or behind; "" is the root.
     """
 
-    def __init__(self, store: Store, pieces: Pieces) -> None:
+    def __init__(self, store: Store, pieces: Pieces, *, overlap: bool) -> None:
         self.store = store
         self._pieces = pieces
+        self._overlap = overlap
 
     @classmethod
-    async def open(cls, store: Store, *, piece_bytes: int | None = None) -> Self:
+    async def open(cls, store: Store, *, piece_bytes: int | None = None, overlap: bool = False) -> Self:
         """The tree of a store; a store has one.
 
         Args:
             store: Where it is.
             piece_bytes: Files longer than this are split; by default 4 MiB, or an eighth of the budget if that is less.
+            overlap: Let a path stand for a file and for a directory as well, as keys of object storage do: "a" beside "a/b".
 
         Raises:
             InvalidArgumentError: `piece_bytes` is not positive, or more than the budget.
         """
-        return cls(store, await Pieces.open(store, piece_bytes))
+        return cls(store, await Pieces.open(store, piece_bytes), overlap=overlap)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def find(self, path: str) -> Entry | None:
-        """What `path` leads to, or None."""
+        """What `path` leads to (if both, the file), or None."""
         return self._find(split(path))
 
     def _find(self, parts: list[str]) -> Entry | None:
+        return self._find_file(parts) or self._find_directory(parts)
+
+    def _find_file(self, parts: list[str]) -> Entry | None:
+        parent = self._find_directory(parts[:-1])
+        number = self.store.get_name(_key(parent.number, parts[-1])) if parent is not None and parts else None
+        return None if number is None else Entry(parts[-1], number)
+
+    def _find_directory(self, parts: list[str]) -> Entry | None:
         entry = _ROOT
         for part in parts:
-            number = self.store.get_name(_key(entry.number, part)) if entry.is_directory else None
+            number = self.store.get_name(_key(entry.number, part + "/"))
             if number is None:
                 return None
-            entry = Entry(part, number)
+            entry = Entry(part, number, is_directory=True)
         return entry
 
     def directory(self, path: str) -> Entry:
@@ -98,12 +106,13 @@ class Tree:
         Raises:
             FileNotFoundError, NotADirectoryError: There is none.
         """
-        entry = self.find(path)
-        if entry is None:
-            raise FileNotFoundError(f"no directory {path!r}")
-        if not entry.is_directory:
+        parts = split(path)
+        entry = self._find_directory(parts)
+        if entry is not None:
+            return entry
+        if self._find_file(parts) is not None:
             raise NotADirectoryError(f"{path!r} is a file")
-        return entry
+        raise FileNotFoundError(f"no directory {path!r}")
 
     def file(self, path: str) -> Entry:
         """The file at `path`.
@@ -111,12 +120,13 @@ class Tree:
         Raises:
             FileNotFoundError, IsADirectoryError: There is none.
         """
-        entry = self.find(path)
-        if entry is None:
-            raise FileNotFoundError(f"no file {path!r}")
-        if entry.is_directory:
+        parts = split(path)
+        entry = self._find_file(parts)
+        if entry is not None:
+            return entry
+        if self._find_directory(parts) is not None:
             raise IsADirectoryError(f"{path!r} is a directory")
-        return entry
+        raise FileNotFoundError(f"no file {path!r}")
 
     def entries(self, path: str) -> list[Entry]:
         """What is in a directory, in the order of the names' bytes.
@@ -128,15 +138,15 @@ class Tree:
 
     def _entries(self, directory: Entry) -> list[Entry]:
         prefix = PREFIX + _NUMBER.pack(directory.number)
-        return [
-            Entry(name[len(prefix) :].decode(errors="surrogateescape"), number)
-            for name, number in self.store.names(prefix)
-        ]
+        found = ((name[len(prefix) :].decode(errors=ERRORS), number) for name, number in self.store.names(prefix))
+        return [Entry(name.removesuffix("/"), number, name.endswith("/")) for name, number in found]
 
     def files(self, path: str = "") -> Iterator[tuple[str, Entry]]:
         """All files at and below `path`, with their full paths; none if there is no such path."""
-        entry = self.find(path)
-        pending = [] if entry is None else [(path, entry)]
+        parts = split(path)
+        pending = [
+            (path, entry) for entry in (self._find_directory(parts), self._find_file(parts)) if entry is not None
+        ]
         while pending:
             where, entry = pending.pop()
             if entry.is_directory:
@@ -156,7 +166,7 @@ class Tree:
             try:
                 return await self._pieces.size(entry.number)
             except Deleted:
-                if self.find(path) == entry:
+                if self._find_file(split(path)) == entry:
                     raise
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -185,7 +195,7 @@ class Tree:
                 return await self._pieces.read(entry.number, start, stop)
             except Deleted:
                 # Replaced since it was looked up: the next round finds the new one, or none.
-                if self.find(path) == entry:
+                if self._find_file(split(path)) == entry:
                     raise
 
     def pieces(self, path: str) -> AsyncIterator[memoryview]:
@@ -231,12 +241,12 @@ class Tree:
         """Let `path` stand for sealed contents, and free those it stood for before."""
         while True:
             parts = self._check_place(path)
-            old = self._find(parts)
+            old = self._find_file(parts)
             if old is not None and exclusive:
                 raise FileExistsError(f"there is a file {path!r}")
             doomed = await self._pieces.chunks(old.number) if old is not None else []
             # Nothing is awaited from here on: what was found is what is replaced.
-            if self._find(parts) == old:
+            if self._find_file(parts) == old:
                 break
         self.store.set_name(_key(self._make(parts[:-1]).number, parts[-1]), contents.number)
         contents.published()
@@ -246,31 +256,30 @@ class Tree:
         """Components of a path where a file may be put."""
         self.store.check_writable()
         parts = split(path)
-        entry = _ROOT
-        for depth, part in enumerate(parts):
-            number = self.store.get_name(_key(entry.number, part))
-            if number is None:
-                return parts
-            entry = Entry(part, number)
-            if depth < len(parts) - 1 and not entry.is_directory:
-                raise NotADirectoryError(f"{'/'.join(parts[: depth + 1])!r} is a file, so there is no {path!r}")
-        if entry.is_directory:
+        if not parts or (not self._overlap and self._find_directory(parts) is not None):
             raise IsADirectoryError(f"{path!r} is a directory")
+        self._check_way(parts[:-1])
         return parts
 
+    def _check_way(self, parts: list[str]) -> None:
+        """A directory may be at this path: no file is on the way."""
+        depth = 0 if self._overlap else len(parts)
+        while depth and self._find_directory(parts[:depth]) is None:
+            if self._find_file(parts[:depth]) is not None:
+                raise NotADirectoryError(f"{'/'.join(parts[:depth])!r} is a file")
+            depth -= 1
+
     def _make(self, parts: list[str]) -> Entry:
-        """A directory, made if need be."""
+        """A directory, made if need be; `_check_way` has been asked."""
         entry = _ROOT
-        for depth, part in enumerate(parts):
-            key = _key(entry.number, part)
+        for part in parts:
+            key = _key(entry.number, part + "/")
             number = self.store.get_name(key)
             if number is None:
                 number = (self.store.get_name(PREFIX) or ROOT) + 1
                 self.store.set_name(PREFIX, number)
                 self.store.set_name(key, number)
-            entry = Entry(part, number)
-            if not entry.is_directory:
-                raise NotADirectoryError(f"{'/'.join(parts[: depth + 1])!r} is a file")
+            entry = Entry(part, number, is_directory=True)
         return entry
 
     async def copy(self, source: str, target: str) -> None:
@@ -312,8 +321,10 @@ class Tree:
             doomed = await self._pieces.chunks(there.number) if there is not None else []
             if self._find(old) == entry and self._find(new) == there:
                 break
-        self.store.set_name(_key(self._make(new[:-1]).number, new[-1]), entry.number)
-        self._unlink(old)
+        self._check_way(new[:-1])
+        self._unlink(old, entry)
+        suffix = "/" if entry.is_directory else ""
+        self.store.set_name(_key(self._make(new[:-1]).number, new[-1] + suffix), entry.number)
         self._pieces.delete(doomed)
 
     # -- directories, and removing ------------------------------------------------------------------------------------
@@ -325,7 +336,9 @@ class Tree:
             NotADirectoryError: There is a file on the way.
         """
         self.store.check_writable()
-        self._make(split(path))
+        parts = split(path)
+        self._check_way(parts)
+        self._make(parts)
 
     async def remove(self, path: str, *, prune: bool = False) -> None:
         """Remove a file.
@@ -341,13 +354,20 @@ class Tree:
         while True:
             entry = self.file(path)
             doomed = await self._pieces.chunks(entry.number)
-            if self.find(path) == entry:
+            parts = split(path)
+            if self._find_file(parts) == entry:
                 break
-        parts = split(path)
-        self._unlink(parts)
+        self._unlink(parts, entry)
         self._pieces.delete(doomed)
-        while prune and (parts := parts[:-1]) and not self.entries("/".join(parts)):
-            self._unlink(parts)
+        if prune:
+            self.prune("/".join(parts[:-1]))
+
+    def prune(self, path: str) -> None:
+        """Remove a directory and those it is in, as far up as they are empty; fine if it is not there."""
+        parts = split(path)
+        while parts and (directory := self._find_directory(parts)) is not None and not self._entries(directory):
+            self._unlink(parts, directory)
+            parts = parts[:-1]
 
     def remove_directory(self, path: str) -> None:
         """Remove an empty directory.
@@ -357,10 +377,10 @@ class Tree:
             OSError: It is not empty, or the root.
         """
         self.store.check_writable()
-        parts = split(path)
-        if self.entries(path) or not parts:
-            raise OSError(f"the directory {path!r} is not empty" if parts else "the root cannot be removed")
-        self._unlink(parts)
+        entry = self.directory(path)
+        if self._entries(entry) or entry == _ROOT:
+            raise OSError(f"the directory {path!r} is not empty, or the root")
+        self._unlink(split(path), entry)
 
     async def remove_all(self, path: str) -> None:
         """Remove a file, or a directory with all that is below ("" for all there is); fine if it is not there."""
@@ -373,19 +393,18 @@ class Tree:
 
     def _directories(self, path: str) -> Iterator[str]:
         """Directories at and below `path`, those above first."""
-        entry = self.find(path)
+        entry = self._find_directory(split(path))
         pending = [(path, entry)] if entry is not None else []
         while pending:
             where, entry = pending.pop()
-            if entry.is_directory:
-                yield where
-                below = f"{where}/" if where else ""
-                pending += [(below + inner.name, inner) for inner in self._entries(entry)]
+            yield where
+            below = f"{where}/" if where else ""
+            pending += [(below + inner.name, inner) for inner in self._entries(entry) if inner.is_directory]
 
-    def _unlink(self, parts: list[str]) -> None:
-        parent = self._find(parts[:-1])
+    def _unlink(self, parts: list[str], entry: Entry) -> None:
+        parent = self._find_directory(parts[:-1])
         assert parent is not None
-        self.store.set_name(_key(parent.number, parts[-1]), None)
+        self.store.set_name(_key(parent.number, parts[-1] + ("/" if entry.is_directory else "")), None)
 
     async def collect(self) -> int:
         """Free chunks that no file has: what writers left that a crash cut off.
@@ -416,7 +435,7 @@ def split(path: str) -> list[str]:
     for part in parts:
         if part in ("", ".", ".."):
             raise InvalidArgumentError(f"path {path[:80]!r} has a component {part!r}: write it without")
-        if len(part.encode(errors="surrogateescape")) > MAX_COMPONENT_BYTES:
+        if len(part.encode(errors=ERRORS)) > MAX_COMPONENT_BYTES:
             raise InvalidArgumentError(
                 f"path component {part[:40]!r}... is too long: give at most {MAX_COMPONENT_BYTES} bytes of UTF-8"
             )
@@ -424,4 +443,4 @@ def split(path: str) -> list[str]:
 
 
 def _key(directory: int, component: str) -> bytes:
-    return PREFIX + _NUMBER.pack(directory) + component.encode(errors="surrogateescape")
+    return PREFIX + _NUMBER.pack(directory) + component.encode(errors=ERRORS)

@@ -55,7 +55,7 @@ async def test_paths_may_be_longer_than_names(tree):
     await tree.write(path, b"deep")
     assert bytes(await tree.read(path)) == b"deep"
     assert [name for name, _ in tree.files()] == [path]
-    with pytest.raises(dstorage.InvalidArgumentError, match="498 bytes"):
+    with pytest.raises(dstorage.InvalidArgumentError, match="497 bytes"):
         await tree.write("x" * (MAX_COMPONENT_BYTES + 1), b"")
 
 
@@ -88,6 +88,19 @@ async def test_files_and_directories_do_not_take_each_others_place(tree):
     with pytest.raises(IsADirectoryError):
         await tree.write("", b"2")
     assert bytes(await tree.read("a/b")) == b"1"
+
+
+async def test_keys_may_be_prefixes_of_keys_where_that_is_asked_for(store):
+    tree = await Tree.open(store, overlap=True)
+    await tree.write("a/b", b"1")
+    await tree.write("a", b"2")
+    await tree.write("a/b/c", b"3")
+    assert [name for name, _ in tree.files()] == ["a", "a/b", "a/b/c"]
+    assert [bytes(await tree.read(name)) for name, _ in tree.files()] == [b"2", b"1", b"3"]
+    await tree.remove("a/b", prune=True)
+    assert [name for name, _ in tree.files("a")] == ["a", "a/b/c"]
+    await tree.remove_all("a")
+    assert list(store.names(b"tree\0\0")) == []
 
 
 async def test_what_is_replaced_or_removed_leaves_no_chunk(tree, store, memory):
