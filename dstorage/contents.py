@@ -88,7 +88,7 @@ class Contents:
             await self._room.reserve(size, 0, wait)
         if self._table.full:
             await self._write_idle()
-        return self._create(data, size, durable, index, namespace)
+        return self._create(data, durable, index, namespace)
 
     async def _write_idle(self) -> None:
         """Too many handles: have some unreferenced dirty ones written, so that they can leave the table."""
@@ -105,7 +105,7 @@ class Contents:
         """
         size, index = self._check_create(data, durable, controller)
         self._room.reserve_nowait(size, 0)
-        return self._create(data, size, durable, index, namespace)
+        return self._create(data, durable, index, namespace)
 
     def _check_create(self, data: Buffer | int, durable: bool, controller: str | None) -> tuple[int, int | None]:
         self._store.check_writable()
@@ -121,7 +121,23 @@ class Contents:
             )
         return size, entry.index
 
-    def _create(self, data: Buffer | int, size: int, durable: bool, controller: int | None, namespace: int) -> Handle:
+    def _create(self, data: Buffer | int, durable: bool, controller: int | None, namespace: int) -> Handle:
+        buffer = bytes(data) if isinstance(data, int) else _copy(data)
+        return self.adopt(buffer, durable=durable, controller=controller, namespace=namespace)
+
+    def adopt(
+        self,
+        buffer: bytes | bytearray,
+        *,
+        durable: bool = True,
+        controller: int | None = None,
+        namespace: int = 0,
+    ) -> Handle:
+        """Make `buffer`, whose bytes are reserved as dirty, a new chunk without copying (for parts built on the store).
+
+        Nobody changes it from now on. When this raises, the reservation is given back.
+        """
+        size = len(buffer)
         try:
             handle = Handle(self._store)
             handle.id = self._ids.take(namespace)
@@ -135,7 +151,7 @@ class Contents:
             self._writeback.scratch.add(handle.id)
         if controller is not None:
             self._writeback.pinned[handle.id] = controller
-        self._memory.insert(handle, bytes(data) if isinstance(data, int) else _copy(data), dirty=True)
+        self._memory.insert(handle, buffer, dirty=True)
         self._memory.settled(handle)
         self._writeback.dirtied()
         if self._events.streams:
