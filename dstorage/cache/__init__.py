@@ -1,0 +1,1 @@
+"""A cache of large data on a store."""
