@@ -56,6 +56,9 @@ from dstorage.tier import TierRule
 from dstorage.tiering import Tiering, TieringRules
 from dstorage.uses import Uses
 
+DISCARD_WAIT_S = 5.0
+"""How long close() waits for space to be given back."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -87,6 +90,7 @@ class Store:
         self._catalog = catalog
         self._closed: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._discards: set[asyncio.Task[None]] = set()
         self._trimming = False
         self._events = Events()
         self._index = Index(catalog)
@@ -545,7 +549,9 @@ class Store:
         """Free places that nothing refers to any more, in the background (for the store's parts)."""
         entry = self._registry[controller]
         if entry is not None and entry.controller is not None and not self._closed:
-            self.spawn(entry.controller.discard(places))
+            task = self.spawn(entry.controller.discard(places))
+            self._discards.add(task)
+            task.add_done_callback(self._discards.discard)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -678,6 +684,9 @@ class Store:
                 await self._drain_scratch()
                 if self._index.changed or self._memory.dirty:
                     await self._committer.commit()
+            if self._discards:
+                # What does not come to its end is found when the controller is opened again.
+                await asyncio.wait(self._discards, timeout=DISCARD_WAIT_S)
         except BaseException as error:
             failure = error
         held = [handle for handle in self.table.handles.values() if handle.refs]
