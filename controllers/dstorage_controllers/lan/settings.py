@@ -1,0 +1,168 @@
+"""What a LAN controller can be told, checked: settings come from the catalog and count as hostile.
+
+Secrets are never settings: a password comes from a file or the environment at `open`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from dstorage.controller import Settings
+from dstorage.errors import ControllerError, InvalidArgumentError
+from dstorage_controllers.lan.layout import MAX_PIECE_BYTES, MIN_PIECE_BYTES
+
+DEFAULT_PORT = 6379
+MAX_PASSWORD_BYTES = 64 * 2**10
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "url": (str,),
+    "cluster": (bool,),
+    "username": (str, type(None)),
+    "password_file": (str, type(None)),
+    "password_env": (str, type(None)),
+    "ca_file": (str, type(None)),
+    "cert_file": (str, type(None)),
+    "key_file": (str, type(None)),
+    "capacity": (int, type(None)),
+    "rank": (int,),
+    "piece_bytes": (int,),
+    "connections": (int,),
+    "timeout": (int, float),
+    "replicas": (int,),
+}
+_RANGES: dict[str, tuple[float, float]] = {
+    "rank": (-(2**31), 2**31),
+    "capacity": (0, 2**63),
+    "piece_bytes": (MIN_PIECE_BYTES, MAX_PIECE_BYTES),
+    "connections": (1, 1024),
+    "timeout": (0.001, 3600),
+    "replicas": (0, 100),
+}
+
+
+class Address(NamedTuple):
+    """Where a server listens.
+
+    Attributes:
+        hosts: (host, port) pairs, more than one only for a Cluster; empty for a unix socket.
+        path: The unix socket, or None.
+        tls: Whether to speak TLS.
+        database: Number of the database.
+        username: ACL user in the URL, or None.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    path: str | None
+    tls: bool
+    database: int
+    username: str | None
+
+
+def check_settings(name: str, settings: Settings) -> None:
+    """Check names, types, ranges and what excludes each other.
+
+    Args:
+        name: Of the controller, for messages.
+        settings: Keyword arguments of `LanController`.
+
+    Raises:
+        InvalidArgumentError: Something is wrong; the message says what is allowed.
+    """
+
+    def wrong(what: str) -> InvalidArgumentError:
+        return InvalidArgumentError(f"LAN controller {name!r}: {what}")
+
+    for key, value in settings.items():
+        if key not in _TYPES:
+            raise wrong(f"there is no setting {key!r}; there are {', '.join(_TYPES)}")
+        if not isinstance(value, _TYPES[key]) or (isinstance(value, bool) and key != "cluster"):
+            kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in _TYPES[key])
+            raise wrong(f"{key} must be {kinds}, not {value!r}")
+        if key in _RANGES and isinstance(value, int | float):
+            low, high = _RANGES[key]
+            if not low <= value <= high:
+                raise wrong(f"{key} must be {low:g} to {high:g}, not {value!r}")
+    piece = settings.get("piece_bytes", MIN_PIECE_BYTES)
+    if isinstance(piece, int) and piece & (piece - 1):
+        raise wrong(f"piece_bytes must be a power of two, not {piece}")
+    if settings.get("password_file") is not None and settings.get("password_env") is not None:
+        raise wrong("give password_file or password_env, not both")
+    try:
+        address = parse_url(str(settings["url"]))
+    except ValueError as error:
+        raise wrong(str(error)) from error
+    if settings.get("cluster"):
+        if address.path is not None:
+            raise wrong("the nodes of a Cluster are reached by host and port, not through a unix socket")
+        if address.database:
+            raise wrong("a Cluster has only database 0")
+    elif len(address.hosts) > 1:
+        raise wrong("several hosts are given; pass cluster=True if they are the nodes of one Cluster")
+    if not address.tls and any(settings.get(key) for key in ("ca_file", "cert_file", "key_file")):
+        raise wrong("certificates are given but the URL is not rediss://")
+    if (settings.get("cert_file") is None) != (settings.get("key_file") is None):
+        raise wrong("cert_file and key_file go together")
+    if address.username is not None and settings.get("username") is not None:
+        raise wrong("the user is named in the URL and in username; give one")
+
+
+def parse_url(url: str) -> Address:
+    """Take ``redis://[user@]host[:port][,host[:port]...][/database]``, ``rediss://...`` or ``unix:///path`` apart.
+
+    Raises:
+        ValueError: It is none of these, or holds a password.
+    """
+    parts = urlsplit(url)
+    if parts.query or parts.fragment:
+        raise ValueError(f"the URL {_shown(url)} has parameters; pass them as arguments")
+    if parts.scheme == "unix":
+        if parts.netloc or not parts.path:
+            raise ValueError(f"a unix socket is given as unix:///path, not {_shown(url)}")
+        return Address((), unquote(parts.path), False, 0, None)
+    if parts.scheme not in ("redis", "rediss"):
+        raise ValueError(f"the URL must begin with redis://, rediss:// or unix://, not {_shown(url)}")
+    user, _, places = parts.netloc.rpartition("@")
+    if ":" in user:
+        raise ValueError(
+            "the URL holds a password, which would be kept in the catalog; use password_file or password_env"
+        )
+    hosts = []
+    for place in places.split(","):
+        one = urlsplit(f"//{place}")
+        if not one.hostname:
+            raise ValueError(f"the URL {_shown(url)} names no host")
+        # An AttributeError-free way to learn of nonsense: `port` raises ValueError for what is no port.
+        hosts.append((one.hostname, DEFAULT_PORT if one.port is None else one.port))
+    database = parts.path.strip("/") or "0"
+    if not (database.isascii() and database.isdigit() and len(database) < 10):
+        raise ValueError(f"the URL {_shown(url)} ends with {database!r}, which is no number of a database")
+    return Address(tuple(hosts), None, parts.scheme == "rediss", int(database), unquote(user) or None)
+
+
+def load_password(name: str, path: str | None, variable: str | None) -> str | None:
+    """The password, or None if none is configured.
+
+    Raises:
+        ControllerError: The file or variable cannot be read or is empty.
+    """
+    if path is not None:
+        try:
+            with Path(path).open("rb") as file:
+                password = file.read(MAX_PASSWORD_BYTES).decode().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ControllerError(f"controller {name!r} cannot read its password from {path}: {error}") from error
+    elif variable is not None:
+        password = os.environ.get(variable, "")
+    else:
+        return None
+    if not password:
+        raise ControllerError(f"controller {name!r} needs its password in {path or f'the variable {variable}'}")
+    return password
+
+
+def _shown(url: str) -> str:
+    # Whatever stands before the @ may be a secret.
+    return repr(url.rpartition("@")[2][:200])
