@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import secrets
@@ -14,6 +15,12 @@ from hypothesis import HealthCheck, settings
 from memory_controller import MemoryController
 
 import dstorage
+
+with contextlib.suppress(ImportError):
+    import uvloop
+
+    # Its library makes a pipe with the first loop and keeps it for the life of the process: no leak of a test's.
+    uvloop.new_event_loop().close()
 
 # By default the same examples everywhere; `--hypothesis-profile=explore` tries others, with a seed that is printed.
 settings.register_profile(
