@@ -1,0 +1,194 @@
+"""A store for libraries that have event loops and threads of their own, and the stores that they name by path.
+
+What is asked runs on the store's loop, wherever it is asked. Stores named by path are open once per process, for all who name them,
+until the last one closes; at the exit of the program what is still open is committed and closed by `dstorage.blocking`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from dstorage import blocking
+from dstorage.errors import ClosedError, InvalidArgumentError, UsageError
+from dstorage.integrations.tree import Tree
+from dstorage.store import Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Source = Store | blocking.Store | str | os.PathLike[str]
+"""A store that somebody else opened and will close, or the directory of one that is to be opened."""
+
+
+class Mount:
+    """The tree of a store, for callers on every loop and thread.
+
+    Args:
+        source: The store.
+        options: Arguments for `dstorage.open`, if `source` is a path.
+        overlap: See `Tree.open`.
+
+    Attributes:
+        path: Directory of the store, absolute.
+    """
+
+    def __init__(self, source: Source, options: dict[str, Any], *, overlap: bool = False) -> None:
+        self.path = (source.path if isinstance(source, Store | blocking.Store) else Path(source)).absolute()
+        if options and isinstance(source, Store | blocking.Store):
+            raise InvalidArgumentError(f"{', '.join(options)}: for stores given by path; {self.path} is open already")
+        self.source = source
+        self.options = options
+        self._overlap = overlap
+        self._lock = threading.Lock()
+        self._store: Store | None = None
+        self._tree: Tree | None = None
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def open(self) -> Store:
+        """Open the store, if that is not done (blocks).
+
+        Raises:
+            StoreLocked, NotAStoreError, VersionError: As `dstorage.open`.
+            InvalidArgumentError: It is open in this process with other options.
+        """
+        with self._lock:
+            if self._store is None:
+                if isinstance(self.source, Store):
+                    self._store = self.source
+                elif isinstance(self.source, blocking.Store):
+                    self._store = self.source.inner
+                else:
+                    self._store = _acquire(self.path, self.options)
+            return self._store
+
+    def close(self) -> None:
+        """Give the store back (blocks); the last one who does closes it, if it was opened by path. Idempotent."""
+        with self._lock:
+            store, self._store, self._tree = self._store, None, None
+            if store is not None and not isinstance(self.source, Store | blocking.Store):
+                _release(self.path)
+
+    # -- asking -------------------------------------------------------------------------------------------------------
+
+    async def run(
+        self, function: Callable[Concatenate[Tree, P], Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Await ``function(tree, *args, **kwargs)`` on the store's loop; cancelling the caller cancels it.
+
+        Raises:
+            ClosedError: The store is closed, or was while this was going on.
+        """
+        store = self._store
+        if store is None:
+            store = await asyncio.to_thread(self.open)
+        store.check_open()
+        work = self._with_tree(store, function, *args, **kwargs)
+        if asyncio.get_running_loop() is store.loop:
+            return await work
+        future = asyncio.run_coroutine_threadsafe(work, store.loop)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if future.cancelled() and task is not None and not task.cancelling():
+                raise ClosedError("the store was closed while it was asked: open it again") from None
+            raise
+
+    async def now(self, function: Callable[Concatenate[Tree, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``function(tree, *args, **kwargs)`` on the store's loop, for what does not wait."""
+        return await self.run(_awaitable(function), *args, **kwargs)
+
+    def call(
+        self, function: Callable[Concatenate[Tree, P], Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """`run` for callers that do not await: blocks until it is done.
+
+        Raises:
+            UsageError: Called on the store's loop, which would wait for itself.
+            ClosedError: As for `run`.
+        """
+        store = self.open()
+        store.check_open()
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is store.loop:
+            raise UsageError("a blocking call on the store's own loop would wait for itself: use the asynchronous one")
+        work = self._with_tree(store, function, *args, **kwargs)
+        return asyncio.run_coroutine_threadsafe(work, store.loop).result()
+
+    async def _with_tree(
+        self,
+        store: Store,
+        function: Callable[Concatenate[Tree, P], Coroutine[Any, Any, T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        tree = self._tree
+        if tree is None:
+            # Two who come first at the same time make the same one.
+            tree = self._tree = await Tree.open(store, overlap=self._overlap)
+        return await function(tree, *args, **kwargs)
+
+
+def _awaitable(
+    function: Callable[Concatenate[Tree, P], T],
+) -> Callable[Concatenate[Tree, P], Coroutine[Any, Any, T]]:
+    async def call(tree: Tree, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return function(tree, *args, **kwargs)
+
+    return call
+
+
+class _Shared:
+    """A store open for all who name its path."""
+
+    def __init__(self, path: Path, options: dict[str, Any]) -> None:
+        self.options = options
+        self.users = 0
+        self.store = blocking.open(path, **options)
+
+
+_shared: dict[Path, _Shared] = {}
+_lock = threading.Lock()
+
+
+def _acquire(path: Path, options: dict[str, Any]) -> Store:
+    with _lock:
+        shared = _shared.get(path)
+        if shared is None:
+            shared = _shared[path] = _Shared(path, options)
+        elif options and options != shared.options:
+            raise InvalidArgumentError(
+                f"the store {path} is open in this process with {shared.options or 'no options'}: give the same, or none"
+            )
+        shared.users += 1
+        return shared.store.inner
+
+
+def _release(path: Path) -> None:
+    with _lock:
+        shared = _shared.get(path)
+        if shared is not None:
+            shared.users -= 1
+            if not shared.users:
+                del _shared[path]
+                shared.store.close()
+
+
+def _forked() -> None:
+    """The parent's stores are not the child's."""
+    global _lock
+    _lock = threading.Lock()
+    _shared.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
