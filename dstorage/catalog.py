@@ -170,14 +170,24 @@ class Catalog:
         raw = self._txn.get(name, db=self._names)
         return None if raw is None else _ID.unpack(raw)[0]
 
-    def names(self, prefix: bytes = b"") -> Iterator[tuple[bytes, int]]:
-        """Committed names that start with `prefix`, in byte order, with their ids."""
-        cursor = self._txn.cursor(db=self._names)
-        if cursor.set_range(prefix):
-            for key, raw in cursor:
-                if not key.startswith(prefix):
+    def names(self, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, int]]:
+        """Committed names that start with `prefix`, from `start` on, in byte order, with their ids.
+
+        Commits meanwhile do not disturb it, as for `records`.
+        """
+        start = max(prefix, start)
+        while True:
+            with self._txn.cursor(db=self._names) as cursor:
+                if not cursor.set_range(start):
                     return
-                yield key, _ID.unpack(raw)[0]
+                part = [(bytes(key), _ID.unpack(raw)[0]) for key, raw in islice(cursor, RECORDS_AT_A_TIME)]
+            for name, id in part:
+                if not name.startswith(prefix):
+                    return
+                yield name, id
+            if len(part) < RECORDS_AT_A_TIME:
+                return
+            start = part[-1][0] + b"\0"
 
     def records(self, start: int = 0) -> Iterator[tuple[int, Record]]:
         """All committed (id, record) pairs with id >= `start`, in order of id.

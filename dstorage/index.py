@@ -10,6 +10,7 @@ the one under way, is free at once; any other only after the commit that stops r
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 
 from dstorage.catalog import Catalog, Changes
@@ -122,12 +123,11 @@ class Index:
                 return layer[name]
         return self.catalog.get_name(name)
 
-    def iter_names(self, prefix: bytes) -> Iterator[tuple[bytes, int]]:
-        """Current names that start with `prefix`, in byte order, with their ids."""
+    def iter_names(self, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, int]]:
+        """Current names that start with `prefix`, from `start` on, in byte order, with their ids."""
         changed = {n: i for n, i in (self.frozen_names | self.names).items() if n.startswith(prefix)}
-        merged = {n: i for n, i in self.catalog.names(prefix) if n not in changed}
-        merged |= {n: i for n, i in changed.items() if i is not None}
-        yield from sorted(merged.items())
+        extra = sorted((n, i) for n, i in changed.items() if i is not None and n >= start)
+        return heapq.merge(((n, i) for n, i in self.catalog.names(prefix, start) if n not in changed), extra)
 
     def ids(self, start: int = 0, stop: int = MAX_ID + 1) -> Iterator[int]:
         """Current ids from `start` up to but without `stop`, ascending; chunks never written yet are not among them."""

@@ -67,6 +67,10 @@ class Room:
                 memory.abandon(request)
             raise
 
+    def try_reserve(self, size: int) -> bool:
+        """Reserve room for dirty contents now, if there is any; costs no search for who holds it."""
+        return self._memory.reserve(size, dirty=True)
+
     def reserve_nowait(self, size: int, id: int) -> None:
         """Reserve room for dirty contents now.
 

@@ -362,10 +362,10 @@ class Store:
         self.check_open()
         return self._index.get_name(name) if 0 < len(name) <= MAX_NAME_BYTES else None
 
-    def names(self, prefix: bytes = b"") -> Iterator[tuple[bytes, int]]:
-        """Names that start with `prefix`, in byte order, with their ids."""
+    def names(self, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, int]]:
+        """Names that start with `prefix`, from `start` on, in byte order, with their ids."""
         self.check_open()
-        return self._index.iter_names(prefix)
+        return self._index.iter_names(prefix, start)
 
     # -- namespaces ---------------------------------------------------------------------------------------------------
 
