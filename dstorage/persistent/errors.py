@@ -53,7 +53,7 @@ class WouldBlockError(PersistentDataError, BlockingIOError):
     """A view that never waits was asked for a block that is not in memory, or is being written.
 
     Attributes:
-        block: The metadata block; `Clone.issue_prefetches` has it fetched.
+        block: The metadata block; `Clone.fetch_missed` fetches it.
     """
 
     def __init__(self, message: str, *, block: int) -> None:

@@ -1,0 +1,89 @@
+"""The space map of a disk: counts of blocks that are not metadata, of any number, with the index of bitmaps in a tree.
+
+Index entries that change are kept in memory until `settle`, so that a tree is not rewritten for every block allocated.
+
+Source: Linux `drivers/md/persistent-data/dm-space-map-disk.c`.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from dstorage.persistent.blocks import Blocks
+from dstorage.persistent.btree import BTree
+from dstorage.persistent.errors import DamagedMetadataError
+from dstorage.persistent.space_map import SpaceMap
+from dstorage.persistent.space_map_common import INDEX_ENTRY_BYTES, IndexEntry, MapRoot
+
+MAX_PENDING = 2**18
+"""Changes kept in memory before they are written: some 25 MB."""
+
+
+class DiskSpaceMap(SpaceMap):
+    """Made by `create` or `open`; see `SpaceMap`. Allocation goes on where it left off, and begins anew at the end."""
+
+    kind = "data"
+
+    def __init__(self, blocks: Blocks, root: MapRoot) -> None:
+        super().__init__(blocks, root)
+        self._tree = BTree(blocks, value_size=INDEX_ENTRY_BYTES)
+        self._index_root = self._committed_root = root.index_root
+        self._changed: dict[int, IndexEntry] = {}
+
+    @classmethod
+    def create(cls, blocks: Blocks, nr_blocks: int) -> Self:
+        """A map of free blocks."""
+        made = cls(
+            blocks,
+            MapRoot(0, 0, BTree(blocks, value_size=INDEX_ENTRY_BYTES).empty(), BTree(blocks, value_size=4).empty()),
+        )
+        made.grow(nr_blocks)
+        return made
+
+    @classmethod
+    def open(cls, blocks: Blocks, root: MapRoot) -> Self:
+        """A map that was committed."""
+        opened = cls(blocks, root)
+        opened.begin()
+        return opened
+
+    def begin(self) -> None:
+        """See `SpaceMap.begin`."""
+        super().begin()
+        self._committed_root = self._index_root
+
+    def settle(self) -> None:
+        """See `SpaceMap.settle`."""
+        super().settle()
+        for number, entry in sorted(self._changed.items()):
+            self._index_root = self._tree.insert(self._index_root, number, entry.pack())
+        self._changed.clear()
+
+    def root(self) -> MapRoot:
+        """See `SpaceMap.root`."""
+        return MapRoot(self.nr_blocks, self._allocated, self._index_root, self._overflow_root)
+
+    def _collected(self) -> None:
+        super()._collected()
+        # Deleting a large device must not need memory by its size. The metadata's own map cannot do so: whoever changes its counts
+        # may hold the blocks that writing them needs.
+        if len(self._pending) > MAX_PENDING:
+            SpaceMap.settle(self)
+
+    def _entry(self, number: int) -> IndexEntry:
+        entry = self._changed.get(number)
+        return entry if entry is not None else self._look_up(self._index_root, number)
+
+    def _committed_entry(self, number: int) -> IndexEntry:
+        return self._look_up(self._committed_root, number)
+
+    def _set_entry(self, number: int, entry: IndexEntry) -> None:
+        self._changed[number] = entry
+
+    def _look_up(self, root: int, number: int) -> IndexEntry:
+        packed = self._tree.lookup(root, number)
+        if packed is None:
+            raise DamagedMetadataError(
+                f"{self.kind} space map: bitmap {number} of {self.nr_blocks} blocks is not in the index", block=root
+            )
+        return IndexEntry.unpack(packed)
