@@ -81,6 +81,8 @@ class OpenContext:
         state: The controller's private state as of the last commit, see `Controller.checkpoint`.
         read_only: True when another process may be writing: nothing may be changed on the medium.
         status_changed: To be called (on the loop) after `Controller.status` changed.
+        place: Where the last commit has a chunk on this controller, or None if it has none there; by it a medium can be
+            searched for what a crash left behind. None where nobody can say.
     """
 
     store_uuid: UUID
@@ -89,6 +91,7 @@ class OpenContext:
     state: Mapping[int, bytes] = field(default_factory=dict)
     read_only: bool = False
     status_changed: Callable[[], None] = lambda: None
+    place: Callable[[int], Locator | None] | None = None
 
 
 class Controller(ABC):
@@ -188,6 +191,10 @@ class Controller(ABC):
     def committed_bytes(self) -> int | None:
         """Footprint of all places the last commit refers to, by this controller's own books; None if it keeps none."""
         return None
+
+    async def advice(self) -> list[str]:
+        """What about the medium's settings may lose chunks, a sentence each with the way out; `dstorage check` shows them."""
+        return []
 
     async def sparse_places(self, max_live_share: float) -> list[tuple[int, Locator]]:
         """Places to be written anew so that dead space around them can be freed: (id, locator) pairs.

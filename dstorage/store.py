@@ -421,6 +421,11 @@ class Store:
         if former is not None:
             # What it was asked is answered, or fails as unavailable and is asked again.
             await former.close()
+
+        def place(id: int) -> Locator | None:
+            record = self._catalog.get(id)
+            return None if record is None or record.controller != entry.index else record.locator
+
         context = OpenContext(
             store_uuid=self._catalog.uuid,
             index=entry.index,
@@ -428,6 +433,7 @@ class Store:
             state=self._catalog.state(entry.index),
             read_only=self.options.read_only,
             status_changed=lambda: self._controller_changed(entry),
+            place=place,
         )
         try:
             await controller.open(context)
