@@ -26,13 +26,22 @@ from dstorage.controller import (
     Space,
     WriteRequest,
 )
-from dstorage.errors import ControllerError, ControllerFull, CorruptData, InvalidArgumentError, Lost
+from dstorage.errors import (
+    ControllerError,
+    ControllerFull,
+    ControllerUnavailable,
+    CorruptData,
+    InvalidArgumentError,
+    Lost,
+)
 from dstorage.record import MAX_CHUNK_BYTES, Locator
 from dstorage_controllers.lan.connecting import connect
+from dstorage_controllers.lan.durability import Durability, advice
 from dstorage_controllers.lan.health import Health
 from dstorage_controllers.lan.layout import Layout, Place, content_sum
-from dstorage_controllers.lan.link import FAILURES, Link, Reply
+from dstorage_controllers.lan.link import FAILURES, Link, Reply, SingleLink, refusal
 from dstorage_controllers.lan.settings import check_settings
+from dstorage_controllers.lan.sweeping import Sweeping
 from dstorage_controllers.lan.trips import Trip, Trips, add
 from dstorage_controllers.lan.unlinking import Unlinking
 
@@ -41,8 +50,20 @@ PIECE_BYTES = 256 * 2**10
 INLINE_SUM_BYTES = 8 * 2**20
 """Checksums of more are computed in a thread."""
 
-_STATE = struct.Struct("<BQ")
+_STATE = struct.Struct("<BQQ")
 _STATE_VERSION = 1
+
+
+class _State(NamedTuple):
+    """What is saved with each commit.
+
+    Attributes:
+        used: Bytes of all chunks the commit refers to.
+        session: First generation of the session that committed last.
+    """
+
+    used: int
+    session: int
 
 
 class _Open(NamedTuple):
@@ -52,6 +73,7 @@ class _Open(NamedTuple):
     layout: Layout
     trips: Trips
     unlinking: Unlinking
+    sweeping: Sweeping
 
 
 class LanController(Controller):
@@ -125,14 +147,14 @@ class LanController(Controller):
         self._piece = piece_bytes
         self._timeout = timeout
         self._connections = connections
-        self._replicas = replicas
-        self._generation = 0
+        # Half of what a trip may take, so that it is this wait that ends first.
+        self._durability = Durability(name, replicas, timeout / 2)
+        self._generation = self._session = 0
         self._open: _Open | None = None
         self._used = 0
         self._refused: int | None = None
-        self._committed = 0
-        self._planned = 0
-        self._saved: int | None = None
+        self._saved = self._planned = _State(0, 0)
+        self._marked = False
 
     @classmethod
     def from_settings(cls, name: str, settings: Settings) -> LanController:
@@ -170,34 +192,69 @@ class LanController(Controller):
         """
         link = connect(self.name, self.settings)
         layout = Layout(context.store_uuid, context.index, self.name)
-        health = Health(self.name, self._probe, context.status_changed)
-        self._generation = secrets.randbits(63)
-        self._used = self._committed = self._load(context.state)
+        health = Health(self.name, self._probe, self._health_changed)
+        self._session = self._generation = secrets.randbits(63)
+        self._saved = self._load(context.state)
+        self._used = self._saved.used
         trips = Trips(link, health, self._connections)
-        self._open = _Open(context, link, health, layout, trips, Unlinking(link, trips))
+        unlinking = Unlinking(link, trips)
+        sweeping = Sweeping(link, health, prefix=layout.prefix, orphan=self._orphan, found=unlinking.add)
+        self._open = _Open(context, link, health, layout, trips, unlinking, sweeping)
         try:
             await self._probe()
+            await self._recognise()
         except (AuthenticationError, AuthorizationError) as error:
             raise ControllerError(f"the server of controller {self.name!r} refuses the login: {error}") from error
         except FAILURES as error:
             told = health.failed(error)
             warnings.warn(f"controller {self.name!r} starts without its server: {told}", RuntimeWarning, stacklevel=2)
 
-    def _load(self, state: Mapping[int, bytes]) -> int:
+    def _load(self, state: Mapping[int, bytes]) -> _State:
         raw = state.get(0)
-        self._saved = None
         if raw is None:
-            return 0
+            return _State(0, 0)
         if len(raw) != _STATE.size or raw[0] != _STATE_VERSION:
             raise ControllerError(f"the private state of controller {self.name!r} is damaged or of a newer version")
-        self._saved = int(_STATE.unpack(raw)[1])
-        return self._saved
+        return _State(*_STATE.unpack(raw)[1:])
+
+    async def _recognise(self) -> None:
+        """Compare the server's mark with that of the last commit, and sweep if they agree.
+
+        They differ when another copy of this catalog has written there since: what is garbage for this one may be the other's.
+        """
+        opened = self._opened()
+        mark = (await opened.link.run([("GET", opened.layout.mark)]))[0]
+        if self._saved.session == 0 or isinstance(mark, Exception):
+            return
+        if mark is None and self._saved.used:
+            warnings.warn(
+                f"the server of controller {self.name!r} does not know this store: it was emptied, does not persist, or is "
+                "another one. Chunks that it does not have count as lost",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        if mark == b"%x" % self._saved.session and not opened.context.read_only and opened.context.place is not None:
+            opened.sweeping.begin()
+
+    def _orphan(self, key: str) -> bool:
+        opened = self._opened()
+        named = opened.layout.parse(key)
+        assert opened.context.place is not None
+        if named is None or self._session < named[1] <= self._generation:
+            return False
+        id, generation = named
+        locator = opened.context.place(id)
+        try:
+            return locator is None or opened.layout.unpack(id, locator).generation != generation
+        except CorruptData:
+            return False
 
     async def close(self) -> None:
         """Let go of the connections; a second call does nothing."""
         opened, self._open = self._open, None
         if opened is None:
             return
+        await opened.sweeping.close()
         await opened.unlinking.wait(self._timeout if opened.health.status is ControllerStatus.OK else 0)
         await opened.unlinking.close()
         await opened.health.close()
@@ -206,14 +263,22 @@ class LanController(Controller):
     async def _probe(self) -> None:
         """Ask each server whether it takes what will be asked of it."""
         opened = self._opened()
-        if opened.context.read_only:
-            replies = await opened.link.everywhere(lambda number: [("PING",)])
-        else:
-            mark = f"{opened.layout.prefix}mark:"
-            replies = await opened.link.everywhere(lambda number: [("SET", f"{mark}{number:x}", b"")])
-        for reply in replies:
-            if isinstance(reply[0], ResponseError):
-                raise reply[0]
+        reading = opened.context.read_only
+
+        async def ask(server: SingleLink, number: int) -> None:
+            command = ("PING",) if reading else ("SET", opened.layout.probe(number), b"")
+            reply = (await server.run([command]))[0]
+            if isinstance(reply, ResponseError):
+                raise reply
+
+        await opened.link.everywhere(ask)
+
+    def _health_changed(self) -> None:
+        if self._open is not None:
+            if self._open.health.status is ControllerStatus.OK:
+                self._open.unlinking.resume()
+                self._open.sweeping.resume()
+            self._open.context.status_changed()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -341,32 +406,63 @@ class LanController(Controller):
     async def sync(self) -> None:
         """Return when each server, and as many replicas as asked for, has what it answered for.
 
-        What the server keeps through a power failure is a matter of its settings, see `warnings`.
-
         Raises:
             ControllerUnavailable: A server does not answer, or too few replicas do.
         """
         opened = self._changing()
+        refused = opened.health.refuse(write=False)
+        if refused is not None:
+            raise refused
         try:
-            await self._probe()
+            await self._mark(opened)
+            await opened.link.everywhere(
+                lambda server, number: self._durability.settle(server, opened.layout.probe(number))
+            )
         except FAILURES as error:
-            raise opened.health.failed(error) from error
+            told = opened.health.failed(error)
+            # A commit cannot go elsewhere for room.
+            raise told if isinstance(told, ControllerUnavailable) else ControllerUnavailable(str(told)) from error
+
+    async def _mark(self, opened: _Open) -> None:
+        mark = b"%x" % self._session
+        before, wrote = await opened.link.run([("GET", opened.layout.mark), ("SET", opened.layout.mark, mark)])
+        if isinstance(wrote, ResponseError):
+            raise wrote
+        if self._marked and before is None:
+            warnings.warn(
+                f"the server of controller {self.name!r} was emptied or restarted without what it held; chunks that it does "
+                "not have any more are lost",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._marked = True
 
     def checkpoint(self, alive: Sequence[tuple[int, Locator]], dead: Sequence[tuple[int, Locator]]) -> dict[int, bytes]:
-        """The bytes that the commit will refer to."""
+        """The bytes that the commit will refer to, and whose commit it is."""
         opened = self._opened()
         begun = sum(place.size for _, place in self._places(opened, alive))
         ended = sum(place.size for _, place in self._places(opened, dead))
-        self._planned = max(0, self._committed + begun - ended)
-        return {} if self._saved == self._planned else {0: _STATE.pack(_STATE_VERSION, self._planned)}
+        # Only what synced has left its mark on the server.
+        session = self._session if self._marked else self._saved.session
+        self._planned = _State(max(0, self._saved.used + begun - ended), session)
+        return {} if self._saved == self._planned else {0: _STATE.pack(_STATE_VERSION, *self._planned)}
 
     def committed(self) -> None:
         """The commit of the last checkpoint has happened."""
-        self._committed = self._saved = self._planned
+        self._saved = self._planned
 
     def committed_bytes(self) -> int | None:
         """Bytes that the last commit refers to."""
-        return self._committed
+        return self._saved.used
+
+    async def advice(self) -> list[str]:
+        """Settings of the servers that may lose chunks: eviction, and no append-only file."""
+        opened = self._opened()
+        try:
+            told = await opened.link.everywhere(lambda server, number: advice(self.name, server))
+        except FAILURES as error:
+            return [str(refusal(self.name, error))]
+        return list(dict.fromkeys(sentence for sentences in told for sentence in sentences))
 
     def footprint(self, locator: Locator) -> int:
         """The chunk's length; a server needs some 100 bytes more for a key."""

@@ -96,6 +96,15 @@ class Layout:
             return [stem]
         return [f"{stem}:{number:x}" for number in range(-(-place.size // place.piece))]
 
+    @property
+    def mark(self) -> str:
+        """The key that says which session committed last."""
+        return f"{self.prefix}mark"
+
+    def probe(self, number: int) -> str:
+        """A key to write to when nothing is to be said; it lies where its number does."""
+        return f"{self.prefix}probe:{{{number:x}}}"
+
     def parse(self, key: str) -> tuple[int, int] | None:
         """The id and generation a key names, or None if it is none of this controller's chunks."""
         if not key.startswith(self.prefix):

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError, ClusterError, OutOfMemoryError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailable
+
+T = TypeVar("T")
 
 Command = tuple[str | bytes | memoryview | int, ...]
 """A Redis command: its name and arguments."""
@@ -84,11 +86,11 @@ class Link(ABC):
         """
 
     @abstractmethod
-    async def everywhere(self, make: Callable[[int], Sequence[Command]]) -> list[list[Reply]]:
-        """Run the commands that `make` gives for the number of each server, on a connection of its own, on all that take writes.
+    async def everywhere(self, do: Callable[[SingleLink, int], Awaitable[T]]) -> list[T]:
+        """Call `do` for each server that takes writes, side by side, with a number whose ``{hash tag}`` lies on that server.
 
         Raises:
-            RedisError, OSError, TimeoutError: One of them did not answer.
+            RedisError, OSError, TimeoutError: One of the calls did.
         """
 
     @abstractmethod
@@ -124,9 +126,9 @@ class SingleLink(Link):
                     await self._drop_idle()
             return await self._exchange(self._connect(), commands)
 
-    async def everywhere(self, make: Callable[[int], Sequence[Command]]) -> list[list[Reply]]:
-        """Run the commands on the one server."""
-        return [await self.run(make(0))]
+    async def everywhere(self, do: Callable[[SingleLink, int], Awaitable[T]]) -> list[T]:
+        """Call it for the one server."""
+        return [await do(self, 0)]
 
     async def close(self) -> None:
         """Close all connections."""

@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
-from dstorage_controllers.lan.health import LONGEST_PAUSE_S
 from dstorage_controllers.lan.link import Link
 from dstorage_controllers.lan.trips import TRIP_COMMANDS, Trip, Trips
 
@@ -35,11 +34,15 @@ class Unlinking:
         self._keys.extend(keys)
         while len(self._keys) > MAX_KEYS:
             self._keys.pop()
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on with what the server did not take; to be called when it is back."""
         if self._keys and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._drain())
 
     async def wait(self, timeout: float) -> None:
-        """Return when the queue is empty, or after `timeout` seconds."""
+        """Return when the queue is empty or the server does not take it now, at the latest after `timeout` seconds."""
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=timeout)
 
@@ -57,7 +60,7 @@ class Unlinking:
                 keys = [self._keys.popleft() for _ in range(min(KEYS_AT_ONCE, len(self._keys)))]
                 if not await self._unlink(keys):
                     self._keys.extendleft(keys)
-                    await asyncio.sleep(LONGEST_PAUSE_S)
+                    break
         finally:
             self._task = None
 

@@ -1,0 +1,95 @@
+"""When a server has what it answered for: on its disk where it can tell, and on as many replicas as asked for.
+
+WAITAOF (Redis 7.2, Valkey, `dstorage serve`) waits until the append-only file is on the disk, here and on replicas. Where it
+is not known, or nothing is appended, WAIT is asked for the replicas alone, and what the server's own disk has is a matter of
+its settings: `advice` names those that lose data.
+"""
+
+from __future__ import annotations
+
+from redis.exceptions import ResponseError
+
+from dstorage.errors import ControllerUnavailable
+from dstorage_controllers.lan.link import SingleLink
+
+
+class Durability:
+    """What one controller asks of its servers at a commit.
+
+    Args:
+        name: The controller's name, for messages.
+        replicas: Replicas that must have all writes.
+        timeout: Seconds that they may take.
+    """
+
+    def __init__(self, name: str, replicas: int, timeout: float) -> None:
+        self._name = name
+        self._replicas = replicas
+        self._wait_ms = max(1, int(timeout * 1000))
+        self._on_disk = True
+
+    async def settle(self, server: SingleLink, probe: str) -> None:
+        """Return when a server, and enough replicas of it, have everything written before.
+
+        Args:
+            server: Which.
+            probe: A key of that server; a write behind all others is what is waited for.
+
+        Raises:
+            ResponseError: The server takes no writes.
+            ControllerUnavailable: It did not come to be in time.
+        """
+        write = ("SET", probe, b"")
+        if self._on_disk:
+            wrote, waited = await server.run([write, ("WAITAOF", 1, self._replicas, self._wait_ms)])
+            if isinstance(wrote, ResponseError):
+                raise wrote
+            if not isinstance(waited, ResponseError):
+                local, replicas = waited
+                if local < 1:
+                    raise ControllerUnavailable(
+                        f"the server of {self._name!r} has not brought its append-only file to its disk in time"
+                    )
+                return self._check(replicas)
+            self._on_disk = False
+        if self._replicas:
+            wrote, waited = await server.run([write, ("WAIT", self._replicas, self._wait_ms)])
+        else:
+            wrote, waited = (await server.run([write]))[0], 0
+        for reply in (wrote, waited):
+            if isinstance(reply, ResponseError):
+                raise reply
+        self._check(waited)
+
+    def _check(self, replicas: int) -> None:
+        if replicas < self._replicas:
+            raise ControllerUnavailable(
+                f"{replicas} of {self._replicas} replicas of {self._name!r} have the commit's chunks; start the others "
+                "or ask for fewer by replicas="
+            )
+
+
+async def advice(name: str, server: SingleLink) -> list[str]:
+    """What in a server's settings may lose chunks, a sentence each.
+
+    Raises:
+        RedisError, OSError, TimeoutError: It does not answer.
+    """
+    told: dict[str, str] = {}
+    for reply in await server.run([("INFO", "memory"), ("INFO", "persistence")]):
+        if isinstance(reply, ResponseError):
+            return [
+                f"the server of {name!r} does not tell its settings ({reply}); see that it evicts nothing and appends"
+            ]
+        for line in reply.decode("utf-8", "replace").splitlines():
+            key, _, value = line.partition(":")
+            told[key] = value
+    sentences = []
+    policy = told.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        sentences.append(
+            f"the server of {name!r} has maxmemory-policy {policy} and may evict chunks: set it to noeviction"
+        )
+    if told.get("aof_enabled", "1") != "1":
+        sentences.append(f"the server of {name!r} has appendonly no and forgets chunks when it ends: set it to yes")
+    return sentences
