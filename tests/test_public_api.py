@@ -12,14 +12,16 @@ import pytest
 import typer.main
 
 import dstorage
+import dstorage.blocking
 import dstorage.testing
 from dstorage.cli import app
 from dstorage.handle import TRANSITIONS
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
+PACKAGES = [dstorage, dstorage.blocking, dstorage.testing]
 PUBLIC = [
     pytest.param(getattr(package, name), id=f"{package.__name__}.{name}")
-    for package in (dstorage, dstorage.testing)
+    for package in PACKAGES
     for name in package.__all__
 ]
 
@@ -30,7 +32,7 @@ def documented() -> list[str]:
     return [name for page in pages for name in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)]
 
 
-@pytest.mark.parametrize("package", [dstorage, dstorage.testing], ids=lambda package: package.__name__)
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 def test_the_reference_documents_all_that_is_public_once_and_nothing_else(package):
     names = [name.rpartition(".") for name in documented()]
     assert sorted(name for base, _, name in names if base == package.__name__) == sorted(package.__all__)
@@ -49,7 +51,7 @@ def test_all_names_what_is_there_and_hides_no_class_of_ours():
 def callables(thing: object) -> list[tuple[str, object]]:
     """Functions that a user of `thing` calls: itself, or the public methods (and properties) that its class defines."""
     if not inspect.isclass(thing):
-        return [(getattr(thing, "__name__", repr(thing)), thing)]
+        return [(getattr(thing, "__name__", repr(thing)), thing)] if callable(thing) else []
     found: list[tuple[str, object]] = []
     for name, value in vars(thing).items():
         if name.startswith("_") and name not in ("__init__", "__enter__", "__aenter__", "__await__"):

@@ -46,7 +46,7 @@ def open(path: str | os.PathLike[str], *, deliver: Deliver | None = None, **opti
     Args:
         path: Directory of the store.
         deliver: Where callbacks run: an event loop, an executor, or what takes a function and has it called
-            (``queue.put``, ``root.after_idle``). By default one thread of the store's own.
+            (``queue.put``). By default one thread of the store's own.
         options: As for `dstorage.open`.
 
     Returns:
