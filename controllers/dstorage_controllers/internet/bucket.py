@@ -1,0 +1,248 @@
+"""The way to the bucket: whole objects in, ranges out, with a bound on requests under way and a deadline on each.
+
+obstore retries what may be sent again (5xx, refused and cut connections, reads that time out), with exponential backoff and
+jitter. What is still unanswered at the deadline raises `TimeoutError`; a write that did may or may not have happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from enum import Enum
+
+import obstore
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    GenericError,
+    NotSupportedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import ObjectStore
+
+from dstorage.controller import Buffer
+from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailable
+from dstorage_controllers.internet.hedging import Hedging
+
+FAILURES = (BaseError, OSError, ValueError)
+"""What a request can raise; `FileNotFoundError` and `TimeoutError` are among them."""
+
+DELETE_AT_ONCE = 1000
+"""What S3 takes in one request; obstore cuts it where others take less."""
+LIST_AT_ONCE = 1000
+_SETTLE_S = 0.02
+# What servers say when an account, a disk or a bucket has no more room.
+_FULL = re.compile(
+    r"\b507\b|InsufficientStorage|QuotaExceeded|Quota[ -]?Exceed|exceeded your.*quota|No space left", re.I
+)
+_NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|The specified bucket", re.I)
+_BEYOND = re.compile(r"status code: 416|Invalid ?range|Requested range was invalid", re.I)
+
+# obstore's threads let go of Python objects just behind an answer. One that does so while the interpreter goes down aborts the
+# process, so that they get a moment before that.
+atexit.register(time.sleep, _SETTLE_S)
+
+
+class Fault(Enum):
+    """What the bucket does not do."""
+
+    NONE = "none"
+    FULL = "full"
+    """It takes no more bytes; all else works."""
+    WRITES = "writes"
+    """It takes no changes (missing rights); reading may work."""
+    DOWN = "down"
+
+
+class Gone(Exception):
+    """There is no such object, in a bucket that is there."""
+
+
+class Cut(Exception):
+    """The object is shorter than what was asked of it."""
+
+
+class Taken(Exception):
+    """There is an object of that name already."""
+
+
+class Bucket:
+    """A bucket of some object store.
+
+    Args:
+        store: obstore's view of it.
+        connections: Most requests at a time, for reading and for writing each.
+        timeout: Seconds for one request with all its retries.
+        hedge: Whether reads may be asked for a second time.
+    """
+
+    def __init__(self, store: ObjectStore, *, connections: int, timeout: float, hedge: bool) -> None:
+        self._store = store
+        self._timeout = timeout
+        self._reads = asyncio.Semaphore(connections)
+        self._writes = asyncio.Semaphore(connections)
+        self._hedging = Hedging(timeout / 4) if hedge else None
+        self.requests = 0
+        """Sent so far (retries by obstore and pages of lists not counted)."""
+        self.hedges = 0
+        """Second requests among them."""
+
+    async def put(self, key: str, parts: Sequence[Buffer], *, create: bool) -> None:
+        """Write an object.
+
+        Args:
+            key: Its name.
+            parts: Its bytes, in order.
+            create: Have the server refuse it if there is one of that name.
+
+        Raises:
+            Taken: It did.
+            TimeoutError: The outcome is unknown.
+            FAILURES: It was not written.
+        """
+        async with self._writes:
+            self.requests += 1
+            try:
+                async with asyncio.timeout(self._timeout):
+                    # One buffer: from several obstore would make a copy of its own, slower than this one.
+                    data = parts[0] if len(parts) == 1 else b"".join(parts)
+                    mode = "create" if create else "overwrite"
+                    await obstore.put_async(self._store, key, data, mode=mode, use_multipart=False)  # type: ignore[arg-type]
+            except AlreadyExistsError as error:
+                raise Taken(key) from error
+
+    async def get(self, key: str, start: int, length: int) -> memoryview:
+        """Read at most `length` bytes (at least 1) of an object from `start` on; fewer only if it ends before.
+
+        Raises:
+            Gone: There is no such object.
+            Cut: It ends before `start`.
+            FAILURES: It cannot be read now.
+        """
+        async with self._reads:
+            began = time.monotonic()
+            try:
+                async with asyncio.timeout(self._timeout):
+                    data = memoryview(await self._hedged(key, start, length))
+            except FileNotFoundError as error:
+                if _NO_BUCKET.search(str(error)):
+                    raise GenericError(f"the bucket is not there: {said(error)}") from error
+                raise Gone(key) from error
+            except GenericError as error:
+                if _BEYOND.search(str(error).partition("\n")[0]):
+                    raise Cut(key) from error
+                raise
+            if self._hedging is not None:
+                self._hedging.measured(length, time.monotonic() - began)
+            if len(data) > length:
+                raise GenericError(f"the server gave {len(data)} bytes instead of {length}")
+            return data
+
+    async def _hedged(self, key: str, start: int, length: int) -> Buffer:
+        if self._hedging is None:
+            return await self._range(key, start, length)
+        asked = {asyncio.ensure_future(self._range(key, start, length))}
+        try:
+            answered, _ = await asyncio.wait(asked, timeout=self._hedging.delay(length))
+            if not answered and self._hedging.take():
+                self.hedges += 1
+                asked.add(asyncio.ensure_future(self._range(key, start, length)))
+            pending = set(asked)
+            while True:
+                answered, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                good = [answer for answer in answered if answer.exception() is None]
+                if good or not pending:
+                    return (good or list(answered))[0].result()
+        finally:
+            for answer in asked:
+                answer.cancel()
+            # Cancelled ones end in their own time; what they say is of no interest.
+            for answer in asked:
+                answer.add_done_callback(_forget)
+
+    async def _range(self, key: str, start: int, length: int) -> Buffer:
+        self.requests += 1
+        return await obstore.get_range_async(self._store, key, start=start, length=length)  # type: ignore[return-value]
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects, some of which may not be there.
+
+        Raises:
+            FAILURES: Some may still be there.
+        """
+        async with self._writes, asyncio.timeout(self._timeout):
+            for start in range(0, len(keys), DELETE_AT_ONCE):
+                self.requests += 1
+                some = list(keys[start : start + DELETE_AT_ONCE])
+                try:
+                    await obstore.delete_async(self._store, some)
+                except FileNotFoundError:
+                    # Some stores stop there, some do not.
+                    await self._delete_singly(some)
+                except (NotSupportedError, GenericError):
+                    # Google's S3 and others have no request for many.
+                    if len(some) == 1:
+                        raise
+                    await self._delete_singly(some)
+
+    async def _delete_singly(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.requests += 1
+            with contextlib.suppress(FileNotFoundError):
+                await obstore.delete_async(self._store, key)
+
+    async def names(self, folder: str) -> AsyncIterator[str]:
+        """Names of all objects in a folder.
+
+        Raises:
+            FAILURES: They cannot be listed now.
+        """
+        pages = obstore.list(self._store, folder, chunk_size=LIST_AT_ONCE).__aiter__()
+        while True:
+            self.requests += 1
+            try:
+                async with asyncio.timeout(self._timeout):
+                    page = await anext(pages)
+            except StopAsyncIteration:
+                return
+            for entry in page:
+                yield entry["path"]
+
+
+def fault_of(error: BaseException) -> Fault:
+    """What the bucket can still do after one of `FAILURES`."""
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError, NotSupportedError)):
+        return Fault.WRITES
+    if _FULL.search(str(error)):
+        return Fault.FULL
+    return Fault.DOWN
+
+
+def refusal(name: str, error: BaseException) -> ControllerError:
+    """What the store is told of one of `FAILURES`.
+
+    Args:
+        name: The controller's name.
+        error: It.
+    """
+    if fault_of(error) is Fault.FULL:
+        return ControllerFull(f"the bucket of {name!r} has no more room: {said(error)}")
+    if isinstance(error, TimeoutError):
+        return ControllerUnavailable(f"the bucket of {name!r} did not answer in time")
+    return ControllerUnavailable(f"the bucket of {name!r} cannot be used now: {said(error)}")
+
+
+def said(error: BaseException) -> str:
+    """An error in one line without what may be secret: signatures and tokens are in the queries of URLs."""
+    line = str(error).partition("\n")[0] or type(error).__name__
+    return re.sub(r"\?[^\s)]+", "", line)[:300]
+
+
+def _forget(answer: asyncio.Future[Buffer]) -> None:
+    if not answer.cancelled():
+        answer.exception()

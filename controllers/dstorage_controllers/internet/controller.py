@@ -1,0 +1,395 @@
+"""Chunks in a bucket of an object store: the controller around reader, writer, books and bucket.
+
+Objects are immutable, so a commit needs nothing of the bucket but that it keeps what it answered for. What no commit refers to
+is deleted behind the commit; what a crash left behind is found by listing in the background of the next open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import struct
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+from obstore.store import ObjectStore
+
+from dstorage.controller import (
+    Buffer,
+    Controller,
+    ControllerStatus,
+    OpenContext,
+    ReadRequest,
+    Settings,
+    Space,
+    WriteRequest,
+)
+from dstorage.errors import ControllerError, CorruptData, Lost
+from dstorage.record import Locator
+from dstorage_controllers.compression import DEFAULT_LEVEL
+from dstorage_controllers.internet.books import TOKEN_BYTES, Books
+from dstorage_controllers.internet.bucket import FAILURES, Bucket, Gone, Taken, said
+from dstorage_controllers.internet.cleaning import Cleaning
+from dstorage_controllers.internet.codec import Codec
+from dstorage_controllers.internet.connecting import connect
+from dstorage_controllers.internet.health import Health
+from dstorage_controllers.internet.layout import Layout
+from dstorage_controllers.internet.parts import Parts, Session
+from dstorage_controllers.internet.reader import Reader
+from dstorage_controllers.internet.settings import check_settings, parse_url
+from dstorage_controllers.internet.writer import Writer
+
+PACK_BYTES = 8 * 2**20
+_MARK = struct.Struct(f"<B?{TOKEN_BYTES}s16s")
+_MARK_VERSION = 1
+
+
+class _Open(NamedTuple):
+    parts: Parts
+    reader: Reader
+    writer: Writer
+
+
+class InternetController(Controller):
+    """Keeps chunks in a bucket: Amazon S3 and compatible stores, Google Cloud Storage, Azure Blob Storage.
+
+    Credentials come from the environment or the clouds' own files and are never settings.
+
+    Args:
+        name: The name under which the store lists it.
+        url: ``s3://bucket/prefix``, ``gs://bucket/prefix``, ``az://container/prefix``, or ``file:///directory`` for trying out.
+        endpoint: Of an S3-compatible or Azure-like server: ``https://host:port``.
+        region: Of the bucket; None for what the environment says.
+        profile: Which one of ``~/.aws/credentials``; None for the environment, or else the default one.
+        allow_http: Whether an endpoint may be plain http.
+        ca_file: Certificates (PEM) that may have signed the server's, beside the system's.
+        capacity: Stored bytes of live chunks to keep there at most; None for no limit.
+        rank: Performance class.
+        pack_bytes: Chunks are joined to objects of up to this length, and larger ones cut into pieces of it; a power of two
+            from 64 KiB to 8 MiB.
+        compress: False, True, or a zstd level 1 to 22. What does not shrink is stored as it is.
+        key_file: File with the AES-256 keys (64 hexadecimal digits each, one a line): the first encrypts, all decrypt.
+        key_env: Environment variable with those keys, separated by blanks, instead of a file.
+        connections: Most requests at a time, for reading and for writing each.
+        timeout: Seconds after which what the bucket has not answered, retries included, counts as unavailable.
+        hedge: Whether a read that takes longer than 95 of 100 others is asked for a second time.
+        store: obstore's view of the bucket, for tests.
+
+    Raises:
+        InvalidArgumentError: An argument is out of range.
+    """
+
+    kind: ClassVar[str] = "internet"
+    volatile = False
+
+    def __init__(
+        self,
+        name: str = "internet",
+        url: str = "",
+        *,
+        endpoint: str | None = None,
+        region: str | None = None,
+        profile: str | None = None,
+        allow_http: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
+        capacity: int | None = None,
+        rank: int = 10,
+        pack_bytes: int = PACK_BYTES,
+        compress: bool | int = True,
+        key_file: str | os.PathLike[str] | None = None,
+        key_env: str | None = None,
+        connections: int = 16,
+        timeout: float = 60.0,
+        hedge: bool = True,
+        store: ObjectStore | None = None,
+    ) -> None:
+        def absolute(path: str | os.PathLike[str] | None) -> str | None:
+            return None if path is None else str(Path(path).absolute())
+
+        settings: dict[str, object] = {
+            "url": url,
+            "endpoint": endpoint,
+            "region": region,
+            "profile": profile,
+            "allow_http": allow_http,
+            "ca_file": absolute(ca_file),
+            "capacity": capacity,
+            "rank": rank,
+            "pack_bytes": pack_bytes,
+            "compress": compress,
+            "key_file": absolute(key_file),
+            "key_env": key_env,
+            "connections": connections,
+            "timeout": timeout,
+            "hedge": hedge,
+        }
+        check_settings(name, settings)
+        super().__init__(name, rank=rank, settings=settings)
+        self._capacity = capacity
+        self._pack_bytes = pack_bytes
+        self._level = DEFAULT_LEVEL if compress is True else int(compress)
+        self._key_file = None if key_file is None else Path(key_file).absolute()
+        self._key_env = key_env
+        self._connections = connections
+        self._timeout = timeout
+        self._hedge = hedge
+        self._store = store
+        self._open: _Open | None = None
+        self._begun = False
+
+    @classmethod
+    def from_settings(cls, name: str, settings: Settings) -> InternetController:
+        """Build one from what the catalog kept.
+
+        Raises:
+            InvalidArgumentError: A setting is unknown, of the wrong type or out of range.
+        """
+        check_settings(name, settings)
+        return cls(name, **settings)  # type: ignore[arg-type]  # just checked
+
+    # -- inspection ---------------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> ControllerStatus:
+        """Unavailable while the bucket is; FULL while it says so or what the capacity refused would still not fit."""
+        if self._open is None:
+            return ControllerStatus.TEMPORARILY_UNAVAILABLE
+        status = self._open.parts.health.status
+        writer = self._open.writer
+        if status is ControllerStatus.OK and writer.refused is not None and writer.room < writer.refused:
+            return ControllerStatus.FULL
+        return status
+
+    def space(self) -> Space:
+        """The capacity, and the stored bytes of this store's live chunks."""
+        return Space(self._capacity, 0 if self._open is None else self._open.parts.books.used)
+
+    def footprint(self, locator: Locator) -> int:
+        """Stored bytes: after compression and encryption."""
+        return self._opened().parts.layout.stored(locator)
+
+    def committed_bytes(self) -> int | None:
+        """Stored bytes of all chunks the last commit refers to."""
+        return self._opened().parts.books.committed_bytes()
+
+    # -- open and close -----------------------------------------------------------------------------------------------
+
+    async def open(self, context: OpenContext) -> None:
+        """Connect. A bucket that is away is no error: a warning, and its chunks come when it does.
+
+        Raises:
+            ControllerError: Wrong credentials or rights, a key is missing, or state that makes no sense.
+        """
+        layout = Layout(context.store_uuid, context.index, self.name, parse_url(str(self.settings["url"])).prefix)
+        books = Books(self.name, context.state)
+        codec = self._codec(context, layout, books)
+        store = connect(self.name, self.settings) if self._store is None else self._store
+        bucket = Bucket(store, connections=self._connections, timeout=self._timeout, hedge=self._hedge)
+        health = Health(self.name, self._probe, context.status_changed)
+        cleaning = Cleaning(bucket, lambda: health.status is not ControllerStatus.TEMPORARILY_UNAVAILABLE)
+        parts = Parts(context, layout, codec, books, bucket, health, cleaning, Session(books.entries))
+        writer = Writer(
+            self.name,
+            parts,
+            connections=self._connections,
+            pack_bytes=self._pack_bytes,
+            capacity=self._capacity,
+            timeout=self._timeout,
+        )
+        self._open = _Open(parts, Reader(self.name, parts, self._connections), writer)
+        self._begun = False
+        try:
+            await self._probe()
+        except (PermissionDeniedError, UnauthenticatedError) as error:
+            raise ControllerError(
+                f"the bucket of controller {self.name!r} refuses: {said(error)}; check credentials and rights"
+            ) from error
+        except FAILURES as error:
+            told = health.failed(error)
+            warnings.warn(f"controller {self.name!r} starts without its bucket: {told}", RuntimeWarning, stacklevel=2)
+
+    def _codec(self, context: OpenContext, layout: Layout, books: Books) -> Codec:
+        from dstorage_controllers.disk.keys import load_keys
+        from dstorage_controllers.encryption import Encryption
+
+        keys = load_keys(self.name, self._key_file, self._key_env)
+        codec = Codec(layout.bound, level=self._level, ciphers=[Encryption(context.store_uuid, key) for key in keys])
+        if not {entry.shape.key for entry in books.entries.values()} <= codec.key_checks:
+            source = self._key_file or self._key_env
+            problem = f"{source} does not have all their keys" if keys else "no key was given"
+            raise ControllerError(
+                f"chunks of controller {self.name!r} are encrypted and {problem}; keep old keys behind the new one in "
+                "key_file or key_env until all chunks are written anew"
+            )
+        return codec
+
+    async def close(self) -> None:
+        """Let go of the bucket; a second call does nothing."""
+        opened, self._open = self._open, None
+        if opened is None:
+            return
+        health = opened.parts.health
+        await opened.parts.cleaning.wait(self._timeout if health.status is ControllerStatus.OK else 0)
+        await opened.parts.cleaning.close()
+        await health.close()
+
+    # -- who writes here ----------------------------------------------------------------------------------------------
+
+    async def _probe(self) -> None:
+        """Ask the bucket whether it takes what will be asked of it; the first time it does, begin the session."""
+        opened = self._opened()
+        parts = opened.parts
+        mark = f"{parts.layout.folder}/writer"
+        try:
+            found: bytes | None = bytes(await parts.bucket.get(mark, 0, 2 * _MARK.size))
+        except Gone:
+            found = None
+        if parts.context.read_only:
+            return
+        where = _where(parts.context.directory)
+        contested = self._contested(parts, found, where)
+        await parts.bucket.put(mark, [_MARK.pack(_MARK_VERSION, contested, parts.session.token, where)], create=False)
+        if self._begun:
+            return
+        opened.writer.create = await self._refuses_to_overwrite(parts)
+        self._begun = True
+        if contested:
+            warnings.warn(
+                f"controller {self.name!r}: a copy of this store has written to {self.settings['url']} as well; what crashes leave "
+                f"there is not cleaned away any more. Use only one of them, and delete the object {mark} when the others are gone",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            parts.cleaning.sweep(parts.layout.folder, self._is_orphan)
+
+    def _contested(self, parts: Parts, found: bytes | None, where: bytes) -> bool:
+        if found is None:
+            return False
+        try:
+            version, contested, token, place = _MARK.unpack(found)
+        except struct.error:
+            return True
+        if token == parts.session.token:
+            return bool(contested)
+        return bool(contested) or version != _MARK_VERSION or (token != parts.books.token and place != where)
+
+    async def _refuses_to_overwrite(self, parts: Parts) -> bool:
+        """Whether the server honours conditional writes: some do not know them, some overwrite without a word."""
+        key = f"{parts.layout.folder}/probe-{parts.session.token.hex()}"
+        try:
+            await parts.bucket.put(key, [b"1"], create=True)
+            await parts.bucket.put(key, [b"2"], create=True)
+        except Taken:
+            return True
+        except FAILURES:
+            return False
+        finally:
+            # If it stays, the sweep of a later open finds it.
+            with suppress(*FAILURES):
+                await parts.bucket.delete([key])
+        return False
+
+    def _is_orphan(self, key: str) -> bool:
+        parts = self._opened().parts
+        if key.startswith(f"{parts.layout.folder}/probe-"):
+            return True
+        number = parts.layout.parse(key)
+        return number is not None and number not in parts.books.entries and not parts.session.has(number)
+
+    # -- reading and writing ------------------------------------------------------------------------------------------
+
+    async def read(self, requests: Sequence[ReadRequest]) -> list[Buffer | Exception]:
+        """Fetch chunks, several of a pack by one request, pieces of large ones side by side."""
+        return await self._opened().reader.read(requests)
+
+    async def write(self, requests: Sequence[WriteRequest]) -> list[Locator | Exception]:
+        """Store chunks in new objects; each is answered with its locator, `ControllerFull` or `ControllerUnavailable`."""
+        opened = self._changing()
+        was = self.status
+        try:
+            return await opened.writer.write(requests)
+        finally:
+            self._tell(was)
+
+    async def discard(self, locators: Sequence[tuple[int, Locator]]) -> None:
+        """Free places; objects of which nothing is in use any more are deleted in batches, after an outage when it is over."""
+        opened = self._changing()
+        was = self.status
+        opened.writer.discard(locators)
+        self._tell(was)
+
+    async def sync(self) -> None:
+        """Return at once: a bucket answers when it has stored."""
+        self._changing()
+
+    # -- commits ------------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, alive: Sequence[tuple[int, Locator]], dead: Sequence[tuple[int, Locator]]) -> dict[int, bytes]:
+        """Live bytes of the objects that the commit touches."""
+        parts = self._opened().parts
+        layout = parts.layout
+        return parts.books.plan(
+            (layout.unpack(id, locator) for id, locator in alive),
+            (layout.unpack(id, locator) for id, locator in dead),
+            parts.session.token,
+        )
+
+    def committed(self) -> None:
+        """The commit of the last checkpoint has happened."""
+        parts = self._opened().parts
+        parts.books.committed(parts.session.token)
+
+    async def sparse_places(self, max_live_share: float) -> list[tuple[int, Locator]]:
+        """All chunks ever written to packs of which at most this share is alive, or that are small.
+
+        Raises:
+            ControllerUnavailable: The bucket does not answer.
+        """
+        opened = self._opened()
+        places: list[tuple[int, Locator]] = []
+        for number, shape in opened.parts.books.sparse(max_live_share, self._pack_bytes):
+            try:
+                places += await opened.reader.index(number, shape)
+            except (Lost, CorruptData):
+                # For `dstorage check` to explain; the others can still be compacted.
+                continue
+        return places
+
+    # -- private ------------------------------------------------------------------------------------------------------
+
+    def _opened(self) -> _Open:
+        if self._open is None:
+            raise ControllerError(f"controller {self.name!r} is not open")
+        return self._open
+
+    def _changing(self) -> _Open:
+        opened = self._opened()
+        if opened.parts.context.read_only:
+            raise ControllerError(f"controller {self.name!r} was opened read-only; open the store for writing")
+        return opened
+
+    def _tell(self, was: ControllerStatus) -> None:
+        """The room has changed; what the bucket itself says is told by its health."""
+        if self._open is None:
+            return
+        writer = self._open.writer
+        if writer.refused is not None and writer.room >= writer.refused:
+            writer.refused = None
+        if self.status is not was:
+            self._open.parts.context.status_changed()
+
+
+def _where(directory: Path) -> bytes:
+    """Tells this store's directory from a copy of it."""
+    found = directory.absolute()
+    while not found.exists() and found != found.parent:
+        found = found.parent
+    inode = found.stat().st_ino if found.exists() else 0
+    told = f"{socket.gethostname()}\0{directory.absolute()}\0{inode}"
+    return hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=16).digest()

@@ -1,0 +1,260 @@
+"""Writing: small chunks of a batch into packs, large ones in pieces, each object under a number of its own.
+
+An object whose write failed, timed out or was cancelled is abandoned: its number is never used again, and the object, if it
+came to be, is deleted later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dstorage.controller import Buffer, WriteRequest
+from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailable, CorruptData, InvalidArgumentError
+from dstorage.record import MAX_CHUNK_BYTES, Locator
+from dstorage_controllers.internet import layout
+from dstorage_controllers.internet.books import Shape
+from dstorage_controllers.internet.bucket import FAILURES, Taken
+from dstorage_controllers.internet.layout import INDEX_ID, NOWHERE, PIECES, Place
+from dstorage_controllers.internet.parts import INLINE_BYTES, Parts
+
+Answers = list[Locator | Exception]
+
+
+class _Item(NamedTuple):
+    """A chunk on its way into a pack."""
+
+    at: int
+    id: int
+    size: int
+    data: Buffer
+    flags: int
+    stored: int
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of `write`: what it answers, and what is to be given back at its end, however it ends."""
+
+    answers: Answers
+    reserved: int = 0
+    """Bytes counted as used."""
+    kept: int = 0
+    """Of them, those whose object is in the bucket."""
+    doubtful: set[str] = field(default_factory=set)
+    """Names of objects that may be on their way and are not wanted."""
+
+
+class Writer:
+    """Writes for one controller.
+
+    Args:
+        name: The controller's name, for messages.
+        parts: The open controller.
+        connections: Most objects in memory at a time on their way to the bucket.
+        pack_bytes: Length of packs and pieces.
+        capacity: Bytes of chunks to keep at most; None for no limit.
+        timeout: Seconds after which an abandoned write is over.
+    """
+
+    def __init__(
+        self, name: str, parts: Parts, *, connections: int, pack_bytes: int, capacity: int | None, timeout: float
+    ) -> None:
+        self._name = name
+        self._parts = parts
+        self._slots = asyncio.Semaphore(connections)
+        self._pack_bytes = pack_bytes
+        self._capacity = capacity
+        self._timeout = timeout
+        self.create = False
+        """Whether the server is known to refuse to overwrite when it is asked to."""
+        self.refused: int | None = None
+        """The smallest number of stored bytes refused for the capacity, until so many are free."""
+
+    @property
+    def room(self) -> int | float:
+        """Bytes left of the capacity."""
+        return float("inf") if self._capacity is None else self._capacity - self._parts.books.used
+
+    async def write(self, requests: Sequence[WriteRequest]) -> Answers:
+        """Answer each request with its locator or what befell it."""
+        parts = self._parts
+        answers: Answers = [parts.layout.pack(request.id, NOWHERE) for request in requests]
+        call = _Call(answers)
+        refused = parts.health.refuse(write=True)
+        small: list[tuple[int, int, memoryview]] = []
+        jobs: list[Coroutine[Any, Any, None]] = []
+        for at, (id, data) in enumerate(requests):
+            view = memoryview(data).cast("B")
+            if len(view) > MAX_CHUNK_BYTES:
+                answers[at] = InvalidArgumentError(f"chunk {id} is larger than {MAX_CHUNK_BYTES} bytes")
+            elif not len(view):
+                continue
+            elif refused is not None:
+                answers[at] = refused
+            elif len(view) > self._pack_bytes:
+                jobs.append(self._cut(call, at, id, view))
+            else:
+                small.append((at, id, view))
+        if small:
+            jobs.append(self._packed(call, small))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for job in jobs:
+                    group.create_task(job)
+        except BaseException:
+            # Cancelled: nobody will ever name these places.
+            self.discard(
+                [(r.id, answer) for r, answer in zip(requests, answers, strict=True) if isinstance(answer, Locator)]
+            )
+            raise
+        finally:
+            parts.books.used -= call.reserved - call.kept
+            if call.doubtful:
+                parts.cleaning.add_later(sorted(call.doubtful), self._timeout)
+        return answers
+
+    def discard(self, locators: Iterable[tuple[int, Locator]]) -> None:
+        """Free places, and have objects deleted of which nothing is in use any more."""
+        for id, locator in locators:
+            try:
+                place = self._parts.layout.unpack(id, locator)
+            except CorruptData:
+                # Names nothing that is here.
+                continue
+            shape = self._parts.books.discard(place)
+            if shape is not None:
+                self._parts.cleaning.add(self._parts.layout.keys(place.number, shape.pieces))
+
+    # -- packs --------------------------------------------------------------------------------------------------------
+
+    async def _packed(self, call: _Call, chunks: list[tuple[int, int, memoryview]]) -> None:
+        total = sum(len(view) for _, _, view in chunks)
+        items = self._shrink(chunks) if total <= INLINE_BYTES else await asyncio.to_thread(self._shrink, chunks)
+        async with asyncio.TaskGroup() as group:
+            pack: list[_Item] = []
+            stored = 0
+            for item in items:
+                refused = self._reserve(call, item.id, item.stored)
+                if refused is not None:
+                    call.answers[item.at] = refused
+                    continue
+                if pack and stored + item.stored > self._pack_bytes:
+                    group.create_task(self._pack(call, pack, stored))
+                    pack, stored = [], 0
+                pack.append(item)
+                stored += item.stored
+            if pack:
+                group.create_task(self._pack(call, pack, stored))
+
+    def _shrink(self, chunks: list[tuple[int, int, memoryview]]) -> list[_Item]:
+        codec = self._parts.codec
+        items = []
+        for at, id, view in chunks:
+            data, flags = codec.shrink(view)
+            items.append(_Item(at, id, len(view), data, flags | codec.flags, len(data) + codec.overhead(codec.flags)))
+        return items
+
+    async def _pack(self, call: _Call, items: list[_Item], stored: int) -> None:
+        number = self._parts.session.number()
+        key = self._parts.layout.key(number)
+        call.doubtful.add(key)
+        async with self._slots:
+            if stored <= INLINE_BYTES:
+                sealed, places, shape = self._seal(number, items)
+            else:
+                sealed, places, shape = await asyncio.to_thread(self._seal, number, items)
+            error = await self._put(key, sealed)
+        if error is None:
+            self._parts.books.written(number, shape)
+            call.kept += stored
+            call.doubtful.discard(key)
+        for item, place in zip(items, places, strict=True):
+            call.answers[item.at] = place if error is None else error
+
+    def _seal(self, number: int, items: list[_Item]) -> tuple[list[Buffer], list[Locator], Shape]:
+        codec = self._parts.codec
+        sealed: list[Buffer] = []
+        places: list[Locator] = []
+        offset = 0
+        for item in items:
+            place = Place(item.size, number, offset, item.stored, item.flags, codec.key_tag)
+            sealed.append(codec.seal(item.id, item.size, number, 0, item.flags, item.data))
+            places.append(self._parts.layout.pack(item.id, place))
+            offset += item.stored
+        plain = layout.pack_index([(item.id, place) for item, place in zip(items, places, strict=True)])
+        index = codec.seal(INDEX_ID, len(plain), number, 0, codec.flags, plain)
+        sealed += [index, layout.pack_tail(offset, len(index))]
+        return sealed, places, Shape(offset, 0, len(index), codec.key_check)
+
+    # -- pieces -------------------------------------------------------------------------------------------------------
+
+    async def _cut(self, call: _Call, at: int, id: int, view: memoryview) -> None:
+        parts = self._parts
+        pieces = -(-len(view) // self._pack_bytes)
+        most = len(view) + pieces * (1 + parts.codec.overhead(parts.codec.flags))
+        refused = self._reserve(call, id, most)
+        if refused is not None:
+            call.answers[at] = refused
+            return
+        number = parts.session.number()
+        keys = parts.layout.keys(number, pieces)
+        call.doubtful.update(keys)
+        failed: list[Exception] = []
+        stored = 0
+
+        async def send(piece: int) -> None:
+            nonlocal stored
+            async with self._slots:
+                if failed:
+                    return
+                part = view[piece * self._pack_bytes : (piece + 1) * self._pack_bytes]
+                sealed = await asyncio.to_thread(self._seal_piece, id, number, piece, part)
+                error = await self._put(keys[piece], sealed)
+                if error is not None:
+                    failed.append(error)
+                stored += sum(len(one) for one in sealed)
+
+        async with asyncio.TaskGroup() as group:
+            for piece in range(pieces):
+                group.create_task(send(piece))
+        if failed:
+            call.answers[at] = failed[0]
+            return
+        flags = PIECES | parts.codec.flags
+        place = Place(len(view), number, 0, stored, flags, parts.codec.key_tag, self._pack_bytes)
+        parts.books.written(number, Shape(stored, pieces, 0, parts.codec.key_check))
+        call.answers[at] = parts.layout.pack(id, place)
+        call.kept += stored
+        call.doubtful.difference_update(keys)
+
+    def _seal_piece(self, id: int, number: int, piece: int, part: memoryview) -> list[Buffer]:
+        codec = self._parts.codec
+        data, flags = codec.shrink(part)
+        return [bytes([flags]), codec.seal(id, len(part), number, piece, flags | PIECES | codec.flags, data)]
+
+    # -- both ---------------------------------------------------------------------------------------------------------
+
+    def _reserve(self, call: _Call, id: int, stored: int) -> Exception | None:
+        if self.room < stored:
+            self.refused = min(stored, self.refused or stored)
+            return ControllerFull(
+                f"controller {self._name!r} has {self.room} of {self._capacity} bytes left, chunk {id} needs {stored}; raise "
+                "its capacity or let the next controller take it"
+            )
+        self._parts.books.used += stored
+        call.reserved += stored
+        return None
+
+    async def _put(self, key: str, sealed: list[Buffer]) -> ControllerError | None:
+        try:
+            await self._parts.bucket.put(key, sealed, create=self.create)
+        except Taken:
+            return ControllerUnavailable(
+                f"controller {self._name!r} met an object {key} that it has not written; write again"
+            )
+        except FAILURES as error:
+            return self._parts.health.failed(error)
+        return None
