@@ -8,7 +8,20 @@ import platform
 
 import psutil
 
-PACKAGES = ("dstorage", "uvloop", "lmdb", "cachetools", "diskcache", "zict", "rocksdict", "numpy", "ZODB", "zarr")
+PACKAGES = (
+    "dstorage",
+    "uvloop",
+    "lmdb",
+    "cachetools",
+    "diskcache",
+    "zict",
+    "rocksdict",
+    "numpy",
+    "ZODB",
+    "zarr",
+    "redis",
+    "hiredis",
+)
 
 
 def describe() -> dict[str, object]:
