@@ -1,0 +1,129 @@
+"""The index beside a model: what is live, what it weighs, who leaves, and every listing."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from dstorage.cache.entries import ENTRY_BYTES, Entries
+from dstorage.cache.keys import encode_key, encode_prefix
+from dstorage.cache.records import NEVER, Entry
+from dstorage.cache.values import Kind
+
+KEYS = st.one_of(st.sampled_from(["a", "ab", "abc", "b", "\xff", "a\0"]), st.integers(-3, 3), st.binary(max_size=2),
+                 st.tuples(st.sampled_from(["a", "ab"]), st.integers(0, 3)))  # fmt: skip
+TAGS = st.sampled_from([None, "x", "y", 1])
+
+
+class IndexMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.entries = Entries()
+        self.model = {}
+        self.ids = itertools.count(1)
+
+    @rule(key=KEYS, size=st.integers(0, 100), expires=st.sampled_from([NEVER, 1.0, 5.0]), tag=TAGS,
+          kind=st.sampled_from([Kind.BYTES, Kind.ABSENT]))  # fmt: skip
+    def put(self, key, size, expires, tag, kind):
+        entry = Entry(key, next(self.ids), kind, size, expires, tag)
+        assert self.entries.put(entry) is self.model.get(key)
+        self.model[key] = entry
+
+    @rule(key=KEYS)
+    def remove(self, key):
+        if key in self.model:
+            self.entries.remove(self.model.pop(key))
+
+    @rule(key=KEYS)
+    def use(self, key):
+        if key in self.model:
+            self.model[key].used = True
+
+    @rule()
+    def evict(self):
+        unused = [entry for entry in self.model.values() if not entry.used]
+        victim = self.entries.victim()
+        assert (victim is None) == (not self.model)
+        if victim is not None:
+            assert not unused or victim in unused
+            self.entries.remove(victim)
+            del self.model[victim.key]
+
+    @rule(now=st.sampled_from([0.5, 1.0, 6.0]))
+    def expire(self, now):
+        gone = set()
+        while (entry := self.entries.expired(now)) is not None:
+            gone.add(entry.key)
+            self.entries.remove(entry)
+        assert gone == {key for key, entry in self.model.items() if entry.expires <= now}
+        for key in gone:
+            del self.model[key]
+
+    @rule(prefix=KEYS, reverse=st.booleans())
+    def list_prefix(self, prefix, reverse):
+        if isinstance(prefix, int):
+            return
+        wanted = sorted(
+            (key for key in self.model if encode_key(key).startswith(encode_prefix(prefix))),
+            key=encode_key, reverse=reverse,
+        )  # fmt: skip
+        assert list(self.entries.in_order(prefix, None, None, reverse=reverse)) == wanted
+
+    @rule(start=st.one_of(st.none(), KEYS), stop=st.one_of(st.none(), KEYS))
+    def list_range(self, start, stop):
+        wanted = sorted(
+            (
+                key for key in self.model
+                if (start is None or encode_key(start) <= encode_key(key)) and (stop is None or encode_key(key) < encode_key(stop))
+            ),
+            key=encode_key,
+        )  # fmt: skip
+        assert list(self.entries.in_order(None, start, stop, reverse=False)) == wanted
+
+    @invariant()
+    def weighs_what_the_model_weighs(self):
+        assert self.entries.live == self.model
+        assert self.entries.volume == sum(entry.size + ENTRY_BYTES for entry in self.model.values())
+        assert self.entries.absent == sum(entry.kind is Kind.ABSENT for entry in self.model.values())
+        for tag in ("x", "y", 1):
+            assert set(self.entries.tagged(tag)) == {key for key, entry in self.model.items() if entry.tag == tag}
+        assert set(self.entries.tags()) == {entry.tag for entry in self.model.values() if entry.tag is not None}
+        assert self.entries.next_expiry <= min((entry.expires for entry in self.model.values()), default=NEVER)
+
+
+TestIndex = IndexMachine.TestCase
+
+
+def test_what_was_looked_at_gets_a_second_chance():
+    entries = Entries()
+    for number in range(4):
+        entries.put(Entry(number, number + 1, Kind.BYTES, 1))
+    entries.live[0].used = True
+    leaving = []
+    while (entry := entries.victim()) is not None:
+        entries.remove(entry)
+        leaving.append(entry.key)
+    assert leaving == [1, 2, 3, 0]
+
+
+def test_the_entry_just_written_stays():
+    entries = Entries()
+    old, new = Entry("old", 1, Kind.BYTES, 1), Entry("new", 2, Kind.BYTES, 1)
+    entries.put(old)
+    entries.put(new)
+    old.used = True
+    assert entries.victim(new) is old
+    entries.remove(old)
+    assert entries.victim(new) is None
+
+
+@given(st.integers(500, 1000))
+def test_queues_do_not_grow_with_rewriting(times):
+    entries = Entries()
+    for id in range(1, times):
+        entries.put(Entry("a", id, Kind.BYTES, 1, expires=1e9 + id))
+    assert len(entries._hand) < 100
+    assert len(entries._expiries) < 100
