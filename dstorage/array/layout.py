@@ -77,7 +77,7 @@ class Layout:
             raise InvalidArgumentError(f"dtype {kind} has no size: give one, as in 'S8'")
         if kind.subdtype is not None or np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(kind)) != kind:
             raise InvalidArgumentError(f"dtype {kind!r} cannot be written down: use numpy's own types")
-        lengths = _lengths(shape, "shape")
+        lengths = lengths_of(shape, "shape")
         if tile == "bands":
             edges = _bands(lengths, kind.itemsize, min(TILE_BYTES, budget // TILES_IN_BUDGET))
         elif tile == "blocks":
@@ -85,7 +85,7 @@ class Layout:
         elif isinstance(tile, str):
             raise InvalidArgumentError(f"tile={tile!r}: give 'bands', 'blocks' or the tile's shape")
         else:
-            edges = _lengths(tile, "tile")
+            edges = lengths_of(tile, "tile")
             if len(edges) != len(lengths):
                 raise InvalidArgumentError(f"tile {edges} for an array of shape {lengths}: one edge per axis")
             edges = tuple(min(edge, max(length, 1)) for edge, length in zip(edges, lengths, strict=True))
@@ -204,7 +204,7 @@ class Layout:
             raise CorruptData(f"the description of array {name!r} makes no sense: {error}", id=id) from error
 
 
-def _lengths(value: Any, what: str) -> tuple[int, ...]:
+def lengths_of(value: Any, what: str) -> tuple[int, ...]:
     """A shape as numpy takes it: a number or several."""
     try:
         lengths = tuple(map(operator.index, value)) if isinstance(value, Iterable) else (operator.index(value),)

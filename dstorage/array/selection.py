@@ -93,7 +93,7 @@ class Selection:
             self._to_result.append(0 if axis.dropped else turn)
             self._to_raw.append(None if axis.dropped else turn)
         self.raw_shape = tuple(axis.count for axis in self._axes)
-        self.shape = np.broadcast_to(layout.fill, self.raw_shape)[tuple(self._to_result)].shape
+        self.shape = self.result(layout.blank(self.raw_shape)).shape
 
     @classmethod
     def box(cls, extent: Sequence[slice], layout: Layout) -> Selection:
@@ -101,8 +101,8 @@ class Selection:
         return cls(tuple(extent), layout)
 
     def result(self, raw: Array) -> Array:
-        """Raw as the program sees it; a view."""
-        view: Array = raw[tuple(self._to_result)]
+        """Raw as the program sees it; a view, also of a single element."""
+        view: Array = raw[(*self._to_result, ...)]
         return view
 
     def raw(self, result: Array) -> Array:
@@ -117,7 +117,7 @@ class Selection:
         spare = result.ndim - len(self.shape)
         if spare > 0 and result.shape[:spare] == (1,) * spare:
             result = result.reshape(result.shape[spare:])
-        view: Array = np.broadcast_to(result, self.shape)[tuple(self._to_raw)]
+        view: Array = np.broadcast_to(result, self.shape)[(*self._to_raw, ...)]
         return view
 
     def pieces(self) -> Iterator[Piece]:
@@ -194,3 +194,9 @@ def _advanced(index: object, number: int) -> InvalidArgumentError:
         f"an index of type {type(index).__name__} on axis {number}: give integers, slices, ... and None; for numpy's "
         "advanced indexing take a part into memory first, as in array[lo:hi][mask]"
     )
+
+
+def part_of(array: Array, slices: Sequence[slice]) -> Array:
+    """A view, also of an array without axes (of which plain indexing makes a scalar)."""
+    view: Array = array[(*slices, ...)]  # type: ignore[arg-type]  # numpy's types know no tuple of unknown length
+    return view

@@ -1,0 +1,261 @@
+"""Reading and writing parts of an array, and going through it part by part with the next ones on their way."""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dstorage.array.access import Access
+from dstorage.array.halo import CLIP, Block, Frame, Frames
+from dstorage.array.layout import Layout
+from dstorage.array.selection import Array, Key, Piece, Selection, part_of
+from dstorage.array.tiles import Tiles
+from dstorage.errors import InvalidArgumentError
+
+T = TypeVar("T")
+
+AHEAD_SHARE = 1 / 8
+"""Of the budget: as much is asked for ahead of what is computed on, at most."""
+AHEAD_BYTES = 16 * 2**20
+MAX_AHEAD = 64
+
+
+class Elements:
+    """The elements of `dstorage.array.core.AsyncPagedArray`, which documents the attributes."""
+
+    def __init__(self, name: str, access: Access, layout: Layout, tiles: Tiles) -> None:
+        self.name = name
+        self.layout = layout
+        self.shape = layout.shape
+        self.dtype = layout.dtype
+        self.tile = layout.tile
+        self.grid = layout.grid
+        self._access = access
+        self._tiles = tiles
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def read(self, key: Key = ...) -> Any:
+        """A part of the array, in memory of the program's own (not of the budget).
+
+        Args:
+            key: Integers, slices (also with steps, also negative), ``...`` and ``None``, as in ``array[key]``.
+
+        Returns:
+            An array, or a scalar where `key` names one element.
+
+        Raises:
+            IndexError, InvalidArgumentError: `key` is out of range, or advanced indexing.
+            TemporarilyUnavailable, Lost, CorruptData, MemoryUnavailable: A tile cannot be had.
+            Deleted: The array was deleted.
+        """
+        selection = Selection(key, self.layout)
+        raw = np.empty(selection.raw_shape, self.dtype)
+        await self._read_into(raw, selection)
+        return selection.result(raw)[()]
+
+    async def view(self, key: Key = ...) -> Array:
+        """A part of the array, read-only; not copied if it lies in one tile.
+
+        It is as the array was at the call, whatever is written later. What is not copied shares memory with the store, and
+        counts in its budget as long as the view is held.
+
+        Args:
+            key: As for `read`.
+        """
+        selection = Selection(key, self.layout)
+        piece = selection.single()
+        if piece is not None:
+            tile = await self._read_tile(piece.place)
+            return selection.result(part_of(tile, piece.inside))
+        raw = np.empty(selection.raw_shape, self.dtype)
+        await self._read_into(raw, selection)
+        raw.flags.writeable = False
+        return selection.result(raw)
+
+    async def _read_into(self, raw: Array, selection: Selection) -> None:
+        async for piece in self._ahead(selection.pieces(), self._number_of, self.layout.tile_bytes):
+            raw[piece.raw] = (await self._read_tile(piece.place))[piece.inside]
+
+    async def _read_tile(self, place: Sequence[int]) -> Array:
+        shape = self.layout.tile_shape(place)
+        view = await self._tiles.get(self.layout.number(place))
+        return self.layout.blank(shape) if view is None else np.frombuffer(view, self.dtype).reshape(shape)
+
+    def _number_of(self, piece: Piece) -> Iterable[int]:
+        return (self.layout.number(piece.place),)
+
+    async def _ahead(
+        self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], item_bytes: int
+    ) -> AsyncIterator[T]:
+        """The items; the tiles of the next ones are brought in while one is worked on."""
+        room = min(AHEAD_BYTES, int(self._access.store.options.budget * AHEAD_SHARE))
+        depth = max(1, min(MAX_AHEAD, room // max(1, item_bytes)))
+        source = iter(items)
+        coming: deque[T] = deque()
+        while True:
+            fresh = list(islice(source, depth + 1 - len(coming)))
+            coming += fresh
+            if len(coming) > 1:
+                await self._tiles.prefetch(number for item in fresh for number in numbers(item))
+            if not coming:
+                return
+            yield coming.popleft()
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    async def write(self, key: Key, value: object) -> None:
+        """Assign to a part of the array, as ``array[key] = value``.
+
+        Args:
+            key: As for `read`.
+            value: What numpy broadcasts to that part; or another paged array of just its shape, copied tile by tile.
+
+        Raises:
+            ValueError: `value` does not broadcast.
+            ReadOnlyError, ClosedError: The store takes no changes.
+            MemoryUnavailable: No room. Tiles before the one that failed are written.
+        """
+        selection = Selection(key, self.layout)
+        if isinstance(value, Elements):
+            await self._copy(selection, value)
+            return
+        values = value if isinstance(value, np.ndarray) else np.asarray(value, self.dtype)
+        raw = selection.raw(values)
+        async for piece in self._ahead(
+            selection.pieces(), lambda p: () if selection.whole(p) else self._number_of(p), self.layout.tile_bytes
+        ):
+            await self._write_piece(piece, selection.whole(piece), raw[piece.raw])
+
+    async def _copy(self, selection: Selection, other: Elements) -> None:
+        if other._tiles.root == self._tiles.root and other._access.store is self._access.store:
+            raise InvalidArgumentError(f"array {self.name!r} to itself: read() the part to be moved first")
+        if other.shape != selection.raw_shape or other.shape != selection.shape:
+            raise InvalidArgumentError(
+                f"array {other.name!r} of shape {other.shape} where {selection.shape} is selected: paged arrays are "
+                "not broadcast, dropped axes or reversed; read() it"
+            )
+        async for piece in self._ahead(selection.pieces(), lambda p: (), self.layout.tile_bytes):
+            await self._write_piece(piece, selection.whole(piece), await other.view(piece.raw))
+
+    async def _write_piece(self, piece: Piece, whole: bool, value: Array) -> None:
+        number, shape = self.layout.number(piece.place), self.layout.tile_shape(piece.place)
+        while True:
+            draft = await self._tiles.draft(number, keep=not whole)
+            try:
+                target = np.frombuffer(draft.buffer, self.dtype).reshape(shape)
+                if draft.source is not None:
+                    target[...] = np.frombuffer(draft.source, self.dtype).reshape(shape)
+                elif not whole:
+                    target[...] = self.layout.fill
+                target[piece.inside] = value
+                del target
+            except BaseException:
+                self._tiles.drop(draft)
+                raise
+            if await self._tiles.publish(draft):
+                return
+
+    @asynccontextmanager
+    async def edit(self, key: Key = ..., *, discard: bool = False) -> AsyncIterator[Array]:
+        """Change a part of the array in place::
+
+            async with field.edit(np.s_[10:20]) as part:
+                part *= 2
+
+        `part` is an array of the program's own. It becomes the contents when the block ends normally; an exception discards
+        it. Whoever ends last wins.
+
+        Args:
+            key: As for `read`.
+            discard: The present contents are not wanted: `part` starts as zeros. One whole tile (or a band that is one) is
+                then published without being copied.
+        """
+        selection = Selection(key, self.layout)
+        piece = selection.single() if discard else None
+        if piece is None or not selection.whole(piece):
+            raw = np.zeros(selection.raw_shape, self.dtype)
+            if not discard:
+                await self._read_into(raw, selection)
+            part = selection.result(raw)
+            yield part
+            await self.write(key, part)
+            return
+        draft = await self._tiles.draft(self.layout.number(piece.place), keep=False)
+        try:
+            part = selection.result(np.frombuffer(draft.buffer, self.dtype).reshape(selection.raw_shape))
+            yield part
+            # It belongs to the store from now on.
+            part.flags.writeable = False
+        except BaseException:
+            self._tiles.drop(draft)
+            raise
+        if not await self._tiles.publish(draft):
+            await self.write(key, part)
+
+    # -- part by part -------------------------------------------------------------------------------------------------
+
+    def tiles(self, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP) -> AsyncIterator[Block]:
+        """All tiles, in C order, the next ones brought into memory while the program works on one (``async for``).
+
+        Args:
+            halo: How many elements of the neighbours to add on each side, for all axes or per axis.
+            boundary: What is beyond the array, for all axes or (a tuple) per axis: "clip": nothing, the halo ends there;
+                "periodic": the other end; "fill": the fill value; a number: that.
+        """
+        return self.blocks(self.tile, halo=halo, boundary=boundary)
+
+    def bands(
+        self, rows: int | None = None, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP
+    ) -> AsyncIterator[Block]:
+        """The array in bands across all axes but the first, else as `tiles`.
+
+        Args:
+            rows: Length along the first axis; by default that of a tile.
+            halo: As for `tiles`, but a single number is for the first axis only.
+            boundary: As for `tiles`.
+
+        Raises:
+            InvalidArgumentError: The array has no axes, or `rows` is less than 1.
+        """
+        if not self.shape:
+            raise InvalidArgumentError("an array without axes has no bands: use read()")
+        shape = (self.tile[0] if rows is None else rows, *(max(1, length) for length in self.shape[1:]))
+        around = (operator.index(halo), *[0] * (len(self.shape) - 1)) if not isinstance(halo, Sequence) else halo
+        return self.blocks(shape, halo=around, boundary=boundary)
+
+    def blocks(
+        self, shape: Sequence[int], *, halo: int | Sequence[int] = 0, boundary: Any = CLIP
+    ) -> AsyncIterator[Block]:
+        """The array in blocks of any shape, else as `tiles`.
+
+        Args:
+            shape: Elements per axis of a block; those at the upper ends may be smaller.
+            halo: As for `tiles`.
+            boundary: As for `tiles`.
+        """
+        return self._blocks(Frames(self.layout, shape, halo, boundary))
+
+    async def _blocks(self, frames: Frames) -> AsyncIterator[Block]:
+        def numbers(frame: Frame) -> Iterable[int]:
+            for patch in frame.patches:
+                for piece in Selection(patch.source, self.layout).pieces():
+                    yield self.layout.number(piece.place)
+
+        async for frame in self._ahead(frames, numbers, frames.bytes):
+            if frame.covered and len(frame.patches) == 1:
+                data = await self.view(frame.patches[0].source)
+            else:
+                data = np.empty(frame.shape, self.dtype)
+                if not frame.covered:
+                    data[...] = frames.outside
+                for patch in frame.patches:
+                    await self._read_into(part_of(data, patch.target), Selection(patch.source, self.layout))
+                data.flags.writeable = False
+            yield Block(frame.place, frame.slices, data, frame.inner)
