@@ -21,3 +21,8 @@ def _process_wide():
         # zarr keeps its loop and its threads.
         zarr.create_array({}, shape=1, dtype="i1")[:] = 1
         _get_executor().submit(int).result()
+    with contextlib.suppress(ImportError):
+        import fsspec.asyn
+
+        # So does fsspec.
+        fsspec.asyn.get_loop()
