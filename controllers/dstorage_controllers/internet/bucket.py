@@ -36,12 +36,13 @@ DELETE_AT_ONCE = 1000
 """What S3 takes in one request; obstore cuts it where others take less."""
 LIST_AT_ONCE = 1000
 _SETTLE_S = 0.02
+_NO_BUCKET_SAID = "there is no such bucket; create it, or correct url and endpoint"
 # What servers say when an account, a disk or a bucket has no more room.
 _FULL = re.compile(
     r"\b507\b|InsufficientStorage|QuotaExceeded|Quota[ -]?Exceed|exceeded your.*quota|No space left", re.I
 )
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|The specified bucket", re.I)
-_BEYOND = re.compile(r"status code: 416|Invalid ?range|Requested range was invalid", re.I)
+_BEYOND = re.compile(r"status code: 416|Invalid ?range|Requested range was invalid|Wanted range starting at", re.I)
 
 # obstore's threads let go of Python objects just behind an answer. One that does so while the interpreter goes down aborts the
 # process, so that they get a moment before that.
@@ -65,6 +66,10 @@ class Gone(Exception):
 
 class Cut(Exception):
     """The object is shorter than what was asked of it."""
+
+
+class NoBucket(OSError):
+    """There is no such bucket."""
 
 
 class Taken(Exception):
@@ -115,6 +120,8 @@ class Bucket:
                     await obstore.put_async(self._store, key, data, mode=mode, use_multipart=False)  # type: ignore[arg-type]
             except AlreadyExistsError as error:
                 raise Taken(key) from error
+            except FileNotFoundError as error:
+                raise NoBucket(_NO_BUCKET_SAID) from error
 
     async def get(self, key: str, start: int, length: int) -> memoryview:
         """Read at most `length` bytes (at least 1) of an object from `start` on; fewer only if it ends before.
@@ -131,7 +138,7 @@ class Bucket:
                     data = memoryview(await self._hedged(key, start, length))
             except FileNotFoundError as error:
                 if _NO_BUCKET.search(str(error)):
-                    raise GenericError(f"the bucket is not there: {said(error)}") from error
+                    raise NoBucket(_NO_BUCKET_SAID) from error
                 raise Gone(key) from error
             except GenericError as error:
                 if _BEYOND.search(str(error).partition("\n")[0]):

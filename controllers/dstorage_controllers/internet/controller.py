@@ -33,7 +33,7 @@ from dstorage.errors import ControllerError, CorruptData, Lost
 from dstorage.record import Locator
 from dstorage_controllers.compression import DEFAULT_LEVEL
 from dstorage_controllers.internet.books import TOKEN_BYTES, Books
-from dstorage_controllers.internet.bucket import FAILURES, Bucket, Gone, Taken, said
+from dstorage_controllers.internet.bucket import FAILURES, Bucket, Gone, NoBucket, Taken, said
 from dstorage_controllers.internet.cleaning import Cleaning
 from dstorage_controllers.internet.codec import Codec
 from dstorage_controllers.internet.connecting import connect
@@ -209,6 +209,8 @@ class InternetController(Controller):
             raise ControllerError(
                 f"the bucket of controller {self.name!r} refuses: {said(error)}; check credentials and rights"
             ) from error
+        except NoBucket as error:
+            raise ControllerError(f"controller {self.name!r} cannot use {self.settings['url']}: {error}") from error
         except FAILURES as error:
             told = health.failed(error)
             warnings.warn(f"controller {self.name!r} starts without its bucket: {told}", RuntimeWarning, stacklevel=2)
