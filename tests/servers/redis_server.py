@@ -1,11 +1,14 @@
-"""Real Redis servers: a single one."""
+"""Real Redis servers: a single one, and a Cluster of three masters."""
 
 from __future__ import annotations
 
 import socket
+import time
 from pathlib import Path
 
-from servers.process import ServerProcess, free_port, need
+from redis.crc import key_slot
+
+from servers.process import PATIENCE_S, ServerProcess, free_port, need
 
 HOW = "install the Debian packages redis-server and redis-tools"
 
@@ -59,6 +62,55 @@ class RedisServer(ServerProcess):
             return self.ask("PING").startswith(b"+PONG")
         except OSError:
             return False
+
+
+class RedisCluster:
+    """Three masters, a third of the hash slots each, no replicas.
+
+    Args:
+        directory: For the data of all.
+    """
+
+    SLOTS = 16384
+
+    def __init__(self, directory: Path) -> None:
+        self.nodes = [
+            RedisServer(directory / str(number), cluster_enabled="yes", cluster_node_timeout="1000")
+            for number in range(3)
+        ]
+        for node in self.nodes:
+            node.start()
+        third = self.SLOTS // 3
+        for number, node in enumerate(self.nodes):
+            last = self.SLOTS - 1 if number == 2 else (number + 1) * third - 1
+            assert node.ask("CLUSTER", "ADDSLOTSRANGE", str(number * third), str(last)) == b"+OK\r\n"
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+        for node in self.nodes[1:]:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", str(self.nodes[0].port))
+        self.wait()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.nodes[0].port}"
+
+    def wait(self) -> None:
+        """Return when all nodes know that all slots are served."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not all(
+            b"cluster_state:ok" in told and b"cluster_slots_ok:16384" in told and b"cluster_known_nodes:3" in told
+            for told in (node.ask("CLUSTER", "INFO") for node in self.nodes)
+        ):
+            assert time.monotonic() < deadline, "the Cluster did not form"
+            time.sleep(0.02)
+
+    def ask(self, command: str, key: str, *rest: str | bytes) -> bytes:
+        """Ask the node where a key is, as this Cluster was formed."""
+        number = min(2, key_slot(key.encode()) // (self.SLOTS // 3))
+        return self.nodes[number].ask(command, key, *rest)
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
 
 
 def _pack(*command: str | bytes) -> bytes:

@@ -10,6 +10,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from dstorage.controller import Settings
+from dstorage_controllers.lan.cluster import ClusterLink, Node
 from dstorage_controllers.lan.link import Link, SingleLink
 from dstorage_controllers.lan.settings import load_password, parse_url
 
@@ -69,6 +70,11 @@ def connect(name: str, settings: Settings) -> Link:
             "ssl_cert_reqs": "required",
             "ssl_check_hostname": True,
         }
-    host, port = address.hosts[0]
-    make = partial(_Tls if address.tls else _Tcp, host=host, port=port, db=address.database, **common, **tls)
-    return SingleLink(make, timeout=timeout)
+    kind = _Tls if address.tls else _Tcp
+
+    def one(node: Node) -> SingleLink:
+        host, port = node
+        make = partial(kind, host=host, port=port, db=address.database, **common, **tls)
+        return SingleLink(make, timeout=timeout)
+
+    return ClusterLink(address.hosts, one, timeout=timeout) if chosen["cluster"] else one(address.hosts[0])

@@ -14,7 +14,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, ClusterError, OutOfMemoryError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    ClusterError,
+    InvalidResponse,
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailable
@@ -146,6 +154,8 @@ class SingleLink(Link):
                     replies.append(await connection.read_response())
                 except ResponseError as error:
                     replies.append(error)
+                except ValueError as error:
+                    raise InvalidResponse(f"a reply makes no sense: {error}") from error
         except BaseException:
             await connection.disconnect(nowait=True)
             raise

@@ -1,0 +1,154 @@
+"""A Cluster of three masters: the suite, slots that move, masters that go and come back."""
+
+from __future__ import annotations
+
+import pytest
+from dstorage_controllers.lan import LanController
+from dstorage_controllers.lan.layout import Layout
+from redis.crc import key_slot
+from servers.redis_server import RedisCluster, RedisServer
+
+from dstorage.controller import ControllerStatus
+from dstorage.errors import ControllerUnavailable
+from dstorage.testing import Bench, ControllerTests, eventually, payload
+from dstorage.testing.suite import STORE
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    cluster = RedisCluster(tmp_path_factory.mktemp("cluster"))
+    yield cluster
+    cluster.kill()
+
+
+def keys_of(id, locator):
+    layout = Layout(STORE, 3, "lan")
+    return layout.keys(id, layout.unpack(id, locator))
+
+
+class TestCluster(ControllerTests):
+    @pytest.fixture(autouse=True)
+    def _server(self, cluster):
+        self.cluster = cluster
+
+    def make(self, directory):
+        return LanController(url=self.cluster.url, cluster=True)
+
+    def make_small(self, directory, capacity):
+        return LanController(url=self.cluster.url, cluster=True, capacity=capacity)
+
+    def damage(self, directory, id, locator):
+        return self.cluster.ask("SETRANGE", keys_of(id, locator)[0], "100", b"\x00\xff\x00").startswith(b":")
+
+    def lose(self, directory, id, locator):
+        return all(self.cluster.ask("DEL", key) == b":1\r\n" for key in keys_of(id, locator))
+
+
+@pytest.fixture
+async def bench(cluster, tmp_path):
+    bench = Bench(LanController(url=cluster.url, cluster=True, timeout=1.0), tmp_path)
+    await bench.open()
+    yield bench
+    await bench.controller.close()
+
+
+class Move:
+    """The slot of a key goes from one node to another, step by step.
+
+    Args:
+        cluster: Of which.
+        key: Any key in the slot.
+        back: From the next node to where it was at first, instead of the other way.
+    """
+
+    def __init__(self, cluster, key, *, back=False):
+        self.key = key
+        self.slot = str(key_slot(key.encode()))
+        home = min(2, int(self.slot) // (cluster.SLOTS // 3))
+        nodes = [cluster.nodes[home], cluster.nodes[(home + 1) % 3]]
+        self.source, self.target = reversed(nodes) if back else nodes
+        self.ids = {node: node.ask("CLUSTER", "MYID").split(b"\r\n")[1].decode() for node in nodes}
+
+    def begin(self):
+        self._set(self.target, "IMPORTING", self.source)
+        self._set(self.source, "MIGRATING", self.target)
+
+    def move_the_key(self):
+        told = self.source.ask("MIGRATE", "127.0.0.1", str(self.target.port), self.key, "0", "1000")
+        assert told == b"+OK\r\n", told
+
+    def end(self):
+        for node in (self.target, self.source):
+            self._set(node, "NODE", self.target)
+
+    def _set(self, at, how, node):
+        assert at.ask("CLUSTER", "SETSLOT", self.slot, how, self.ids[node]) == b"+OK\r\n"
+
+
+async def test_the_pieces_of_a_chunk_are_on_all_masters(cluster, bench):
+    data = payload(1, 2**24)
+    places = await bench.put({1: data})
+    owners = {key_slot(key.encode()) * 3 // 16384 for key in keys_of(1, places[1])}
+    assert owners == {0, 1, 2}
+    assert (await bench.get(places))[1] == data
+
+
+async def test_a_chunk_is_found_while_its_slot_moves_and_afterwards(cluster, bench):
+    places = await bench.put({number: payload(number, 5000) for number in range(1, 40)})
+    expected = {number: payload(number, 5000) for number in places}
+    key = keys_of(7, places[7])[0]
+    move = Move(cluster, key)
+    move.begin()
+    assert await bench.get(places) == expected
+    move.move_the_key()
+    assert await bench.get(places) == expected, "-ASK is followed"
+    move.end()
+    assert await bench.get(places) == expected, "-MOVED is followed"
+    assert bench.controller.status is ControllerStatus.OK
+    more = await bench.put({number: payload(number, 5000) for number in range(40, 80)})
+    assert (await bench.get(more))[41] == payload(41, 5000)
+    await bench.commit(places | more)
+    # The other tests expect it where it was.
+    back = Move(cluster, key, back=True)
+    back.begin()
+    back.move_the_key()
+    back.end()
+    cluster.wait()
+
+
+async def test_a_master_that_is_away_makes_it_unavailable_until_it_is_back(cluster, bench):
+    places = await bench.put({number: payload(number, 5000) for number in range(1, 40)})
+    await bench.commit(places)
+    cluster.nodes[1].kill()
+    try:
+        answers = await bench.get(places)
+        refused = [answer for answer in answers.values() if not isinstance(answer, bytes)]
+        assert refused
+        assert all(isinstance(answer, ControllerUnavailable) for answer in refused)
+        assert bench.controller.status is ControllerStatus.TEMPORARILY_UNAVAILABLE
+        with pytest.raises(ControllerUnavailable):
+            await bench.controller.sync()
+    finally:
+        cluster.nodes[1].start()
+    cluster.wait()
+    await eventually(lambda: bench.controller.status is ControllerStatus.OK, "the master is back")
+    assert await bench.get(places) == {number: payload(number, 5000) for number in places}
+
+
+async def test_any_node_is_enough_to_find_the_others(cluster, tmp_path):
+    url = f"redis://127.0.0.1:1,127.0.0.1:{cluster.nodes[2].port}"
+    bench = Bench(LanController(url=url, cluster=True), tmp_path)
+    await bench.open()
+    places = await bench.put({1: payload(1, 10)})
+    assert (await bench.get(places))[1] == payload(1, 10)
+    await bench.controller.close()
+
+
+async def test_a_single_server_asked_as_a_cluster_is_told_in_words(tmp_path):
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    bench = Bench(LanController(url=server.url, cluster=True), tmp_path)
+    with pytest.warns(RuntimeWarning, match="cluster support disabled"):
+        await bench.open()
+    await bench.controller.close()
+    server.kill()
