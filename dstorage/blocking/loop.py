@@ -33,7 +33,7 @@ class Call(Generic[T]):
         undo: Called on the loop with a result that nobody waits for any more.
     """
 
-    __slots__ = ("_answered", "_begin", "_come", "_error", "_result", "_undo", "abandoned", "task")
+    __slots__ = ("_answered", "_begin", "_come", "_error", "_result", "_together", "_undo", "abandoned", "task")
 
     def __init__(self, begin: Callable[[Call[T]], object], undo: Callable[[T], object] | None = None) -> None:
         self._begin = begin
@@ -43,17 +43,24 @@ class Call(Generic[T]):
         self._come = False
         self._result: T | None = None
         self._error: BaseException | None = None
+        self._together: list[threading.Lock] | None = None
         self.task: asyncio.Task[T] | None = None
         self.abandoned = False
 
-    def start(self) -> None:
-        """Begin (on the loop)."""
+    def start(self, together: list[threading.Lock]) -> None:
+        """Begin (on the loop).
+
+        Args:
+            together: Takes the lock to release, if the answer comes at once.
+        """
         if self.abandoned:
             return
+        self._together = together
         try:
             self._begin(self)
         except BaseException as error:
             self.failed(error)
+        self._together = None
 
     def done(self, result: T) -> None:
         """Answer with a result (on the loop)."""
@@ -62,15 +69,20 @@ class Call(Generic[T]):
                 self._undo(result)
             return
         self._result = result
-        self._come = True
-        self._answered.release()
+        self._answer()
 
     def failed(self, error: BaseException) -> None:
         """Answer with an error (on the loop)."""
         if not self.abandoned:
             self._error = error
-            self._come = True
+            self._answer()
+
+    def _answer(self) -> None:
+        self._come = True
+        if self._together is None:
             self._answered.release()
+        else:
+            self._together.append(self._answered)
 
     def run(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Answer with what a coroutine comes to (on the loop).
@@ -213,8 +225,13 @@ class LoopThread:
             self._refuse_queued()
             return
         queue = self._queue
+        # Woken together, when there is nothing left to do: a thread woken earlier would take the interpreter from the loop
+        # at the next read, only to wait again.
+        together: list[threading.Lock] = []
         for _ in range(len(queue)):
-            queue.popleft().start()
+            queue.popleft().start(together)
+        for answered in together:
+            answered.release()
 
     def _abandon(self, call: Call[Any]) -> None:
         call.abandon()
