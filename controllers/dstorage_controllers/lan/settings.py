@@ -75,6 +75,8 @@ def check_settings(name: str, settings: Settings) -> None:
     def wrong(what: str) -> InvalidArgumentError:
         return InvalidArgumentError(f"LAN controller {name!r}: {what}")
 
+    if "url" not in settings:
+        raise wrong("url is missing: where is the server?")
     for key, value in settings.items():
         if key not in _TYPES:
             raise wrong(f"there is no setting {key!r}; there are {', '.join(_TYPES)}")
@@ -134,7 +136,7 @@ def parse_url(url: str) -> Address:
         one = urlsplit(f"//{place}")
         if not one.hostname:
             raise ValueError(f"the URL {_shown(url)} names no host")
-        # An AttributeError-free way to learn of nonsense: `port` raises ValueError for what is no port.
+        # `port` itself raises ValueError for what is none.
         hosts.append((one.hostname, DEFAULT_PORT if one.port is None else one.port))
     database = parts.path.strip("/") or "0"
     if not (database.isascii() and database.isdigit() and len(database) < 10):
