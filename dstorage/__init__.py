@@ -1,5 +1,7 @@
 """dstorage: a memory-paging object store. Start with `open`."""
 
+from typing import TYPE_CHECKING, Any
+
 from dstorage.controller import (
     Controller,
     ControllerStatus,
@@ -42,6 +44,11 @@ from dstorage.store import Store
 from dstorage.tier import TierRule
 from dstorage.tiering import TieringRules
 
+if TYPE_CHECKING:
+    from dstorage.array.core import AsyncPagedArray
+    from dstorage.array.halo import Block
+    from dstorage.array.paged import PagedArray
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -59,6 +66,10 @@ __all__ = [
     "TierRule",
     "TieringRules",
     "open",
+    # Arrays
+    "AsyncPagedArray",
+    "Block",
+    "PagedArray",
     # For authors of controllers
     "Controller",
     "ControllerStatus",
@@ -90,3 +101,21 @@ __all__ = [
     "UsageError",
     "VersionError",
 ]
+
+_ARRAYS = {"AsyncPagedArray": "core", "Block": "halo", "PagedArray": "paged"}
+
+
+def __getattr__(name: str) -> Any:
+    """Arrays need numpy, which programs without arrays need not have."""
+    if name not in _ARRAYS:
+        raise AttributeError(f"module 'dstorage' has no attribute {name!r}")
+    from importlib import import_module
+
+    try:
+        found = getattr(import_module(f"dstorage.array.{_ARRAYS[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        raise ImportError(f"dstorage.{name} needs numpy: pip install 'dstorage[array]'") from error
+    globals()[name] = found
+    return found

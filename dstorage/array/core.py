@@ -141,7 +141,7 @@ class AsyncPagedArray(Elements):
     @property
     def fill(self) -> Any:
         """The value of what was never written."""
-        return self.layout.fill[()]
+        return self._layout.fill[()]
 
     # -- reductions ---------------------------------------------------------------------------------------------------
 

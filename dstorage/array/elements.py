@@ -31,7 +31,7 @@ class Elements:
 
     def __init__(self, name: str, access: Access, layout: Layout, tiles: Tiles) -> None:
         self.name = name
-        self.layout = layout
+        self._layout = layout
         self.shape = layout.shape
         self.dtype = layout.dtype
         self.tile = layout.tile
@@ -55,7 +55,7 @@ class Elements:
             TemporarilyUnavailable, Lost, CorruptData, MemoryUnavailable: A tile cannot be had.
             Deleted: The array was deleted.
         """
-        selection = Selection(key, self.layout)
+        selection = Selection(key, self._layout)
         raw = np.empty(selection.raw_shape, self.dtype)
         await self._read_into(raw, selection)
         return selection.result(raw)[()]
@@ -69,7 +69,7 @@ class Elements:
         Args:
             key: As for `read`.
         """
-        selection = Selection(key, self.layout)
+        selection = Selection(key, self._layout)
         piece = selection.single()
         if piece is not None:
             tile = await self._read_tile(piece.place)
@@ -80,16 +80,16 @@ class Elements:
         return selection.result(raw)
 
     async def _read_into(self, raw: Array, selection: Selection) -> None:
-        async for piece in self._ahead(selection.pieces(), self._number_of, self.layout.tile_bytes):
+        async for piece in self._ahead(selection.pieces(), self._number_of, self._layout.tile_bytes):
             raw[piece.raw] = (await self._read_tile(piece.place))[piece.inside]
 
     async def _read_tile(self, place: Sequence[int]) -> Array:
-        shape = self.layout.tile_shape(place)
-        view = await self._tiles.get(self.layout.number(place))
-        return self.layout.blank(shape) if view is None else np.frombuffer(view, self.dtype).reshape(shape)
+        shape = self._layout.tile_shape(place)
+        view = await self._tiles.get(self._layout.number(place))
+        return self._layout.blank(shape) if view is None else np.frombuffer(view, self.dtype).reshape(shape)
 
     def _number_of(self, piece: Piece) -> Iterable[int]:
-        return (self.layout.number(piece.place),)
+        return (self._layout.number(piece.place),)
 
     async def _ahead(
         self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], item_bytes: int
@@ -122,14 +122,14 @@ class Elements:
             ReadOnlyError, ClosedError: The store takes no changes.
             MemoryUnavailable: No room. Tiles before the one that failed are written.
         """
-        selection = Selection(key, self.layout)
+        selection = Selection(key, self._layout)
         if isinstance(value, Elements):
             await self._copy(selection, value)
             return
         values = value if isinstance(value, np.ndarray) else np.asarray(value, self.dtype)
         raw = selection.raw(values)
         async for piece in self._ahead(
-            selection.pieces(), lambda p: () if selection.whole(p) else self._number_of(p), self.layout.tile_bytes
+            selection.pieces(), lambda p: () if selection.whole(p) else self._number_of(p), self._layout.tile_bytes
         ):
             await self._write_piece(piece, selection.whole(piece), raw[piece.raw])
 
@@ -141,11 +141,11 @@ class Elements:
                 f"array {other.name!r} of shape {other.shape} where {selection.shape} is selected: paged arrays are "
                 "not broadcast, dropped axes or reversed; read() it"
             )
-        async for piece in self._ahead(selection.pieces(), lambda p: (), self.layout.tile_bytes):
+        async for piece in self._ahead(selection.pieces(), lambda p: (), self._layout.tile_bytes):
             await self._write_piece(piece, selection.whole(piece), await other.view(piece.raw))
 
     async def _write_piece(self, piece: Piece, whole: bool, value: Array) -> None:
-        number, shape = self.layout.number(piece.place), self.layout.tile_shape(piece.place)
+        number, shape = self._layout.number(piece.place), self._layout.tile_shape(piece.place)
         while True:
             draft = await self._tiles.draft(number, keep=not whole)
             try:
@@ -153,7 +153,7 @@ class Elements:
                 if draft.source is not None:
                     target[...] = np.frombuffer(draft.source, self.dtype).reshape(shape)
                 elif not whole:
-                    target[...] = self.layout.fill
+                    target[...] = self._layout.fill
                 target[piece.inside] = value
                 del target
             except BaseException:
@@ -177,7 +177,7 @@ class Elements:
             discard: The present contents are not wanted: `part` starts as zeros. One whole tile (or a band that is one) is
                 then published without being copied.
         """
-        selection = Selection(key, self.layout)
+        selection = Selection(key, self._layout)
         piece = selection.single() if discard else None
         if piece is None or not selection.whole(piece):
             raw = np.zeros(selection.raw_shape, self.dtype)
@@ -187,7 +187,7 @@ class Elements:
             yield part
             await self.write(key, part)
             return
-        draft = await self._tiles.draft(self.layout.number(piece.place), keep=False)
+        draft = await self._tiles.draft(self._layout.number(piece.place), keep=False)
         try:
             part = selection.result(np.frombuffer(draft.buffer, self.dtype).reshape(selection.raw_shape))
             yield part
@@ -240,13 +240,13 @@ class Elements:
             halo: As for `tiles`.
             boundary: As for `tiles`.
         """
-        return self._blocks(Frames(self.layout, shape, halo, boundary))
+        return self._blocks(Frames(self._layout, shape, halo, boundary))
 
     async def _blocks(self, frames: Frames) -> AsyncIterator[Block]:
         def numbers(frame: Frame) -> Iterable[int]:
             for patch in frame.patches:
-                for piece in Selection(patch.source, self.layout).pieces():
-                    yield self.layout.number(piece.place)
+                for piece in Selection(patch.source, self._layout).pieces():
+                    yield self._layout.number(piece.place)
 
         async for frame in self._ahead(frames, numbers, frames.bytes):
             if frame.covered and len(frame.patches) == 1:
@@ -256,6 +256,6 @@ class Elements:
                 if not frame.covered:
                     data[...] = frames.outside
                 for patch in frame.patches:
-                    await self._read_into(part_of(data, patch.target), Selection(patch.source, self.layout))
+                    await self._read_into(part_of(data, patch.target), Selection(patch.source, self._layout))
                 data.flags.writeable = False
             yield Block(frame.place, frame.slices, data, frame.inner)

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 
 from dstorage.array.access import Access
 from dstorage.array.layout import MAX_JSON_BYTES, Layout
-from dstorage.errors import CorruptData
+from dstorage.errors import CorruptData, Deleted, Lost
 from dstorage.handle import Handle
 
 MAGIC = b"dsarray\1"
@@ -81,7 +81,7 @@ class Tiles:
         id = await self.find(number)
         if not id:
             return None
-        view = await self._access.get(id)
+        view = await self._chunk(id)
         self._check(number, id, len(view))
         return view
 
@@ -89,7 +89,7 @@ class Tiles:
         """The chunk of a tile; 0 if it was never written."""
         id, head = self.root, self._head
         for level, slot in enumerate(self._path(number)):
-            view = await self._access.get(id)
+            view = await self._chunk(id)
             if len(view) != head + (root_slots(self.layout) if level == 0 else FANOUT) * 8:
                 raise CorruptData(f"chunk {id} with tile numbers of an array has {len(view)} bytes", id=id)
             (id,) = _ID.unpack_from(view, head + slot * 8)
@@ -97,6 +97,17 @@ class Tiles:
                 return 0
             head = 0
         return id
+
+    async def _chunk(self, id: int) -> memoryview:
+        try:
+            return await self._access.get(id)
+        except Lost:
+            if await self._access.run(self._exists, lambda exists: None):
+                raise
+            raise Deleted("this array was deleted", id=self.root) from None
+
+    async def _exists(self) -> bool:
+        return self._access.store.info(self.root) is not None
 
     async def prefetch(self, numbers: Iterable[int]) -> None:
         """A hint that these tiles will be wanted."""
