@@ -50,6 +50,8 @@ class SpaceMap(ABC):
         nr_blocks: Blocks counted.
         fresh: Blocks that were allocated in this transaction and have references.
         is_changed: Whether there is anything to commit.
+        has_freed: Whether references were dropped that blocks have had since before this transaction: some of these blocks may be
+            free after the commit.
     """
 
     kind: str
@@ -61,7 +63,7 @@ class SpaceMap(ABC):
         self._overflow_root = root.overflow_root
         self._allocated = root.nr_allocated
         self.nr_blocks = root.nr_blocks
-        self.is_changed = False
+        self.is_changed = self.has_freed = False
         self.fresh: set[int] = set()
         self._pending: dict[int, int] = {}
         self._recycled: list[int] = []
@@ -96,7 +98,9 @@ class SpaceMap(ABC):
         pending, fresh = self._pending, self.fresh
         for block in blocks:
             pending[block] = pending.get(block, 0) - 1
-            if block in fresh and not self.count(block):
+            if block not in fresh:
+                self.has_freed = True
+            elif not self.count(block):
                 # Not even the running transaction refers to it, the committed one never did: it can be had again at once.
                 fresh.discard(block)
                 self._recycled.append(block)
@@ -163,7 +167,7 @@ class SpaceMap(ABC):
         """A transaction begins: everything settled is committed, and what has no reference now can be allocated."""
         self._committed_blocks = self.nr_blocks
         self._committed_allocated = self._allocated
-        self.is_changed = False
+        self.is_changed = self.has_freed = False
         self.fresh.clear()
         self._recycled.clear()
         self._free = self._free_blocks(min(self._cursor, self.nr_blocks))
@@ -193,6 +197,9 @@ class SpaceMap(ABC):
     @abstractmethod
     def _set_entry(self, number: int, entry: IndexEntry) -> None:
         """Change or add a bitmap's entry."""
+
+    def _freed(self, block: int) -> None:  # noqa: B027  # not every map has somebody to tell
+        """A block that had references is written to have none; called in ascending order within a bitmap."""
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -244,6 +251,8 @@ class SpaceMap(ABC):
                     raise self.damaged(block, f"{delta:+} references where it has {before}")
                 data[at] = data[at] & ~(3 << shift) | PAIRS[min(after, MANY)] << shift
                 self._allocated += (after > 0) - (before > 0)
+                if before and not after:
+                    self._freed(block)
                 if after >= MANY or before >= MANY:
                     large.append((block, after))
             free, hint = summary(bits_of(memoryview(data)), valid)

@@ -19,6 +19,10 @@ MAX_PENDING = 2**18
 """Changes kept in memory before they are written: some 25 MB."""
 
 
+MAX_FREED = 65536
+"""Runs of freed blocks remembered; they are told as a hint only."""
+
+
 class DiskSpaceMap(SpaceMap):
     """Made by `create` or `open`; see `SpaceMap`. Allocation goes on where it left off, and begins anew at the end."""
 
@@ -29,6 +33,7 @@ class DiskSpaceMap(SpaceMap):
         self._tree = BTree(blocks, value_size=INDEX_ENTRY_BYTES)
         self._index_root = self._committed_root = root.index_root
         self._changed: dict[int, IndexEntry] = {}
+        self._freed_runs: list[tuple[int, int]] = []
 
     @classmethod
     def create(cls, blocks: Blocks, nr_blocks: int) -> Self:
@@ -51,6 +56,7 @@ class DiskSpaceMap(SpaceMap):
         """See `SpaceMap.begin`."""
         super().begin()
         self._committed_root = self._index_root
+        self._freed_runs = []
 
     def settle(self) -> None:
         """See `SpaceMap.settle`."""
@@ -58,6 +64,14 @@ class DiskSpaceMap(SpaceMap):
         for number, entry in sorted(self._changed.items()):
             self._index_root = self._tree.insert(self._index_root, number, entry.pack())
         self._changed.clear()
+
+    @property
+    def freed(self) -> list[tuple[int, int]]:
+        """First and number of the blocks that lost their last reference, as far as settled, until `begin`.
+
+        Before the commit the last one may still need their bytes; when there are very many, some are left out.
+        """
+        return list(self._freed_runs)
 
     def root(self) -> MapRoot:
         """See `SpaceMap.root`."""
@@ -76,6 +90,13 @@ class DiskSpaceMap(SpaceMap):
 
     def _committed_entry(self, number: int) -> IndexEntry:
         return self._look_up(self._committed_root, number)
+
+    def _freed(self, block: int) -> None:
+        runs = self._freed_runs
+        if runs and sum(runs[-1]) == block:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        elif len(runs) < MAX_FREED:
+            runs.append((block, 1))
 
     def _set_entry(self, number: int, entry: IndexEntry) -> None:
         self._changed[number] = entry

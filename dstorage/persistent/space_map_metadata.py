@@ -73,11 +73,16 @@ class MetadataSpaceMap(SpaceMap):
                 self._index.append(IndexEntry.unpack(block.data[at : at + INDEX_ENTRY_BYTES]))
         finally:
             self._blocks.unlock(block)
+        found = list(self._index)
         if recount:
-            for number, entry in enumerate(self._index):
-                self._index[number] = IndexEntry(entry.block, *summary(self._bits(number), self._valid(number)))
+            self._index = [
+                IndexEntry(entry.block, *summary(self._bits(number), self._valid(number)))
+                for number, entry in enumerate(found)
+            ]
             self._allocated = self.nr_blocks - sum(entry.free for entry in self._index)
         self.begin()
+        # What was wrong is put right with the next commit.
+        self.is_changed = self._index != found
 
     def begin(self) -> None:
         """See `SpaceMap.begin`."""

@@ -7,7 +7,6 @@ else in threads of its own, a bounded number at a time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import errno
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from dstorage.errors import ClosedError, InvalidArgumentError
+from dstorage.volumes.finish import finish
 
 Buffer = bytes | bytearray | memoryview
 
@@ -146,17 +146,7 @@ class FileDevice:
     async def _in_thread(self, work: Callable[[], T]) -> T:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="dstorage-data")
-        done = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            # A thread cannot be stopped: wait for it, for it is still reading or writing.
-            while not done.done():
-                with contextlib.suppress(asyncio.CancelledError):
-                    await asyncio.wait([done])
-            if not done.cancelled():
-                done.exception()
-            raise
+        return await finish(asyncio.get_running_loop().run_in_executor(self._threads, work))
 
 
 def _read(fd: int, length: int, offset: int) -> Buffer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from dstorage.errors import ClosedError, DStorageError, InvalidArgumentError
+from dstorage.persistent.errors import DamagedMetadataError
 
 __all__ = [
     "ClosedError",
@@ -76,18 +77,3 @@ class XmlError(VolumeError, ValueError):
     def __init__(self, message: str, *, line: int) -> None:
         super().__init__(f"line {line}: {message}")
         self.line = line
-
-
-class DamagedMetadataError(VolumeError, OSError):
-    """Metadata that break a rule of their format; nothing of the block is used.
-
-    Attributes:
-        block: The metadata block.
-    """
-
-    def __init__(self, message: str, *, block: int) -> None:
-        super().__init__(errno.EIO, message)
-        self.block = block
-
-    def __str__(self) -> str:
-        return str(self.args[1])

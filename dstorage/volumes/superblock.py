@@ -12,8 +12,11 @@ import struct
 from dataclasses import dataclass
 
 from dstorage.errors import VersionError
+from dstorage.persistent.validators import Validator
 from dstorage.volumes.errors import NotAPoolError
+from dstorage.volumes.layout import SUPERBLOCK_SALT
 
+SUPERBLOCK = Validator("superblock", SUPERBLOCK_SALT)
 MAGIC = 27022010
 VERSION = 2
 SECTOR_BYTES = 512
