@@ -28,8 +28,9 @@ from obstore.store import ObjectStore
 from dstorage.controller import Buffer
 from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailable
 from dstorage_controllers.internet.hedging import Hedging
+from dstorage_controllers.internet.pacing import Pacing
 
-FAILURES = (BaseError, OSError, ValueError)
+FAILURES = (BaseError, OSError)
 """What a request can raise; `FileNotFoundError` and `TimeoutError` are among them."""
 
 DELETE_AT_ONCE = 1000
@@ -81,74 +82,79 @@ class Bucket:
 
     Args:
         store: obstore's view of it.
-        connections: Most requests at a time, for reading and for writing each.
+        connections: Most objects at a time on their way, in and out each.
         timeout: Seconds for one request with all its retries.
         hedge: Whether reads may be asked for a second time.
+
+    Attributes:
+        reading: Whose turn it is to read; callers of `get` take one.
+        writing: Whose turn it is to write; callers of `put` take one.
     """
 
     def __init__(self, store: ObjectStore, *, connections: int, timeout: float, hedge: bool) -> None:
         self._store = store
         self._timeout = timeout
-        self._reads = asyncio.Semaphore(connections)
-        self._writes = asyncio.Semaphore(connections)
+        self.reading = Pacing(connections)
+        self.writing = Pacing(connections)
         self._hedging = Hedging(timeout / 4) if hedge else None
         self.requests = 0
         """Sent so far (retries by obstore and pages of lists not counted)."""
         self.hedges = 0
         """Second requests among them."""
 
-    async def put(self, key: str, parts: Sequence[Buffer], *, create: bool) -> None:
+    async def put(self, key: str, parts: Sequence[Buffer], *, create: bool, patience: float | None = None) -> None:
         """Write an object.
 
         Args:
             key: Its name.
             parts: Its bytes, in order.
             create: Have the server refuse it if there is one of that name.
+            patience: Another deadline in seconds.
 
         Raises:
             Taken: It did.
+            NoBucket: The bucket is not there.
             TimeoutError: The outcome is unknown.
             FAILURES: It was not written.
         """
-        async with self._writes:
-            self.requests += 1
-            try:
-                async with asyncio.timeout(self._timeout):
-                    # One buffer: from several obstore would make a copy of its own, slower than this one.
-                    data = parts[0] if len(parts) == 1 else b"".join(parts)
-                    mode = "create" if create else "overwrite"
-                    await obstore.put_async(self._store, key, data, mode=mode, use_multipart=False)  # type: ignore[arg-type]
-            except AlreadyExistsError as error:
-                raise Taken(key) from error
-            except FileNotFoundError as error:
-                raise NoBucket(_NO_BUCKET_SAID) from error
+        self.requests += 1
+        try:
+            async with asyncio.timeout(self._timeout if patience is None else patience):
+                # One buffer: from several obstore would make a copy of its own, slower than this one.
+                data = parts[0] if len(parts) == 1 else b"".join(parts)
+                mode = "create" if create else "overwrite"
+                await obstore.put_async(self._store, key, data, mode=mode, use_multipart=False)  # type: ignore[arg-type]
+        except AlreadyExistsError as error:
+            raise Taken(key) from error
+        except FileNotFoundError as error:
+            raise NoBucket(_NO_BUCKET_SAID) from error
 
-    async def get(self, key: str, start: int, length: int) -> memoryview:
+    async def get(self, key: str, start: int, length: int, *, patience: float | None = None) -> memoryview:
         """Read at most `length` bytes (at least 1) of an object from `start` on; fewer only if it ends before.
 
         Raises:
             Gone: There is no such object.
             Cut: It ends before `start`.
+            NoBucket: The bucket is not there.
             FAILURES: It cannot be read now.
         """
-        async with self._reads:
-            began = time.monotonic()
-            try:
-                async with asyncio.timeout(self._timeout):
-                    data = memoryview(await self._hedged(key, start, length))
-            except FileNotFoundError as error:
-                if _NO_BUCKET.search(str(error)):
-                    raise NoBucket(_NO_BUCKET_SAID) from error
-                raise Gone(key) from error
-            except GenericError as error:
-                if _BEYOND.search(str(error).partition("\n")[0]):
-                    raise Cut(key) from error
-                raise
-            if self._hedging is not None:
-                self._hedging.measured(length, time.monotonic() - began)
-            if len(data) > length:
-                raise GenericError(f"the server gave {len(data)} bytes instead of {length}")
-            return data
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._timeout if patience is None else patience):
+                data = memoryview(await self._hedged(key, start, length))
+        except FileNotFoundError as error:
+            if _NO_BUCKET.search(str(error)):
+                raise NoBucket(_NO_BUCKET_SAID) from error
+            raise Gone(key) from error
+        except GenericError as error:
+            if _BEYOND.search(str(error).partition("\n")[0]):
+                raise Cut(key) from error
+            raise
+        if self._hedging is not None:
+            self._hedging.measured(length, time.monotonic() - began)
+        if len(data) > length:
+            raise GenericError(f"the server gave {len(data)} bytes instead of {length}")
+        return data
 
     async def _hedged(self, key: str, start: int, length: int) -> Buffer:
         if self._hedging is None:
@@ -182,7 +188,7 @@ class Bucket:
         Raises:
             FAILURES: Some may still be there.
         """
-        async with self._writes, asyncio.timeout(self._timeout):
+        async with asyncio.timeout(self._timeout):
             for start in range(0, len(keys), DELETE_AT_ONCE):
                 self.requests += 1
                 some = list(keys[start : start + DELETE_AT_ONCE])

@@ -6,10 +6,7 @@ is deleted behind the commit; what a crash left behind is found by listing in th
 
 from __future__ import annotations
 
-import hashlib
 import os
-import socket
-import struct
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -32,25 +29,27 @@ from dstorage.controller import (
 from dstorage.errors import ControllerError, CorruptData, Lost
 from dstorage.record import Locator
 from dstorage_controllers.compression import DEFAULT_LEVEL
-from dstorage_controllers.internet.books import TOKEN_BYTES, Books
-from dstorage_controllers.internet.bucket import FAILURES, Bucket, Gone, NoBucket, Taken, said
+from dstorage_controllers.internet.books import Books
+from dstorage_controllers.internet.bucket import FAILURES, Bucket, NoBucket, Taken, said
 from dstorage_controllers.internet.cleaning import Cleaning
 from dstorage_controllers.internet.codec import Codec
 from dstorage_controllers.internet.connecting import connect
 from dstorage_controllers.internet.health import Health
 from dstorage_controllers.internet.layout import Layout
+from dstorage_controllers.internet.mark import Mark
 from dstorage_controllers.internet.parts import Parts, Session
 from dstorage_controllers.internet.reader import Reader
 from dstorage_controllers.internet.settings import check_settings, parse_url
 from dstorage_controllers.internet.writer import Writer
 
 PACK_BYTES = 8 * 2**20
-_MARK = struct.Struct(f"<B?{TOKEN_BYTES}s16s")
-_MARK_VERSION = 1
+PROBE_S = 5.0
+"""A probe that takes longer has failed: one that the network swallowed is not to hide that the bucket is back."""
 
 
 class _Open(NamedTuple):
     parts: Parts
+    mark: Mark
     reader: Reader
     writer: Writer
 
@@ -75,7 +74,7 @@ class InternetController(Controller):
         compress: False, True, or a zstd level 1 to 22. What does not shrink is stored as it is.
         key_file: File with the AES-256 keys (64 hexadecimal digits each, one a line): the first encrypts, all decrypt.
         key_env: Environment variable with those keys, separated by blanks, instead of a file.
-        connections: Most requests at a time, for reading and for writing each.
+        connections: Most objects on their way at a time, in and out each; fewer while they do not make it in time.
         timeout: Seconds after which what the bucket has not answered, retries included, counts as unavailable.
         hedge: Whether a read that takes longer than 95 of 100 others is asked for a second time.
         store: obstore's view of the bucket, for tests.
@@ -104,7 +103,7 @@ class InternetController(Controller):
         key_file: str | os.PathLike[str] | None = None,
         key_env: str | None = None,
         connections: int = 16,
-        timeout: float = 60.0,
+        timeout: float = 30.0,
         hedge: bool = True,
         store: ObjectStore | None = None,
     ) -> None:
@@ -171,7 +170,7 @@ class InternetController(Controller):
 
     def footprint(self, locator: Locator) -> int:
         """Stored bytes: after compression and encryption."""
-        return self._opened().parts.layout.stored(locator)
+        return Layout.stored(locator)
 
     def committed_bytes(self) -> int | None:
         """Stored bytes of all chunks the last commit refers to."""
@@ -196,12 +195,18 @@ class InternetController(Controller):
         writer = Writer(
             self.name,
             parts,
-            connections=self._connections,
             pack_bytes=self._pack_bytes,
             capacity=self._capacity,
             timeout=self._timeout,
         )
-        self._open = _Open(parts, Reader(self.name, parts, self._connections), writer)
+        mark = Mark(
+            bucket,
+            layout.folder,
+            token=parts.session.token,
+            directory=context.directory,
+            patience=min(self._timeout, PROBE_S),
+        )
+        self._open = _Open(parts, mark, Reader(self.name, parts, self._connections), writer)
         self._begun = False
         try:
             await self._probe()
@@ -240,46 +245,32 @@ class InternetController(Controller):
         await opened.parts.cleaning.close()
         await health.close()
 
-    # -- who writes here ----------------------------------------------------------------------------------------------
+    # -- finding out --------------------------------------------------------------------------------------------------
 
     async def _probe(self) -> None:
         """Ask the bucket whether it takes what will be asked of it; the first time it does, begin the session."""
         opened = self._opened()
-        parts = opened.parts
-        mark = f"{parts.layout.folder}/writer"
-        try:
-            found: bytes | None = bytes(await parts.bucket.get(mark, 0, 2 * _MARK.size))
-        except Gone:
-            found = None
+        parts, mark = opened.parts, opened.mark
         if parts.context.read_only:
+            await mark.read(parts.books.token)
             return
-        where = _where(parts.context.directory)
-        contested = self._contested(parts, found, where)
-        await parts.bucket.put(mark, [_MARK.pack(_MARK_VERSION, contested, parts.session.token, where)], create=False)
+        if not self._begun:
+            await mark.read(parts.books.token)
+        await mark.write()
         if self._begun:
             return
         opened.writer.create = await self._refuses_to_overwrite(parts)
         self._begun = True
-        if contested:
+        if mark.shared:
             warnings.warn(
                 f"controller {self.name!r}: a copy of this store has written to {self.settings['url']} as well; what crashes leave "
-                f"there is not cleaned away any more. Use only one of them, and delete the object {mark} when the others are gone",
+                f"there is not cleaned away any more. Use only one of them, and delete the object {mark.key} when the others "
+                "are gone",
                 RuntimeWarning,
                 stacklevel=2,
             )
         else:
             parts.cleaning.sweep(parts.layout.folder, self._is_orphan)
-
-    def _contested(self, parts: Parts, found: bytes | None, where: bytes) -> bool:
-        if found is None:
-            return False
-        try:
-            version, contested, token, place = _MARK.unpack(found)
-        except struct.error:
-            return True
-        if token == parts.session.token:
-            return bool(contested)
-        return bool(contested) or version != _MARK_VERSION or (token != parts.books.token and place != where)
 
     async def _refuses_to_overwrite(self, parts: Parts) -> bool:
         """Whether the server honours conditional writes: some do not know them, some overwrite without a word."""
@@ -385,13 +376,3 @@ class InternetController(Controller):
             writer.refused = None
         if self.status is not was:
             self._open.parts.context.status_changed()
-
-
-def _where(directory: Path) -> bytes:
-    """Tells this store's directory from a copy of it."""
-    found = directory.absolute()
-    while not found.exists() and found != found.parent:
-        found = found.parent
-    inode = found.stat().st_ino if found.exists() else 0
-    told = f"{socket.gethostname()}\0{directory.absolute()}\0{inode}"
-    return hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=16).digest()

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
 from dstorage.controller import Buffer, ReadRequest
-from dstorage.errors import CorruptData, DStorageError, Lost
+from dstorage.errors import ControllerError, CorruptData, DStorageError, Lost
 from dstorage.record import Locator
 from dstorage_controllers.internet.books import Shape
 from dstorage_controllers.internet.bucket import FAILURES, Cut, Gone
@@ -76,9 +76,6 @@ class Reader:
             Lost, CorruptData, ControllerUnavailable: It cannot be read.
         """
         parts = self._parts
-        refused = parts.health.refuse(write=False)
-        if refused is not None:
-            raise refused
         sealed = await self._fetch(INDEX_ID, parts.layout.key(number), shape.stored, shape.index_bytes)
         flags = AES if any(shape.key) else 0
         size = shape.index_bytes - parts.codec.overhead(flags)
@@ -153,8 +150,15 @@ class Reader:
     # -- both ---------------------------------------------------------------------------------------------------------
 
     async def _fetch(self, id: int, key: str, start: int, length: int) -> memoryview:
+        parts = self._parts
         try:
-            return await self._parts.bucket.get(key, start, length)
+            async with parts.bucket.reading.turn():
+                refused = parts.health.refuse(write=False)
+                if refused is not None:
+                    raise refused
+                return await parts.bucket.get(key, start, length)
+        except ControllerError:
+            raise
         except Gone as error:
             raise Lost("its object is not in the bucket any more", id=id, controller=self._name) from error
         except Cut as error:
@@ -162,7 +166,7 @@ class Reader:
                 f"the object of chunk {id} is shorter than it was", id=id, controller=self._name
             ) from error
         except FAILURES as error:
-            raise self._parts.health.failed(error) from error
+            raise parts.health.failed(error) from error
 
     def _about(self, error: DStorageError, id: int) -> DStorageError:
         """The error of a run as one of a chunk."""

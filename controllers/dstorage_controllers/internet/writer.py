@@ -7,7 +7,8 @@ came to be, is deleted later.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -53,18 +54,14 @@ class Writer:
     Args:
         name: The controller's name, for messages.
         parts: The open controller.
-        connections: Most objects in memory at a time on their way to the bucket.
         pack_bytes: Length of packs and pieces.
         capacity: Bytes of chunks to keep at most; None for no limit.
         timeout: Seconds after which an abandoned write is over.
     """
 
-    def __init__(
-        self, name: str, parts: Parts, *, connections: int, pack_bytes: int, capacity: int | None, timeout: float
-    ) -> None:
+    def __init__(self, name: str, parts: Parts, *, pack_bytes: int, capacity: int | None, timeout: float) -> None:
         self._name = name
         self._parts = parts
-        self._slots = asyncio.Semaphore(connections)
         self._pack_bytes = pack_bytes
         self._capacity = capacity
         self._timeout = timeout
@@ -161,18 +158,22 @@ class Writer:
         number = self._parts.session.number()
         key = self._parts.layout.key(number)
         call.doubtful.add(key)
-        async with self._slots:
-            if stored <= INLINE_BYTES:
-                sealed, places, shape = self._seal(number, items)
-            else:
-                sealed, places, shape = await asyncio.to_thread(self._seal, number, items)
-            error = await self._put(key, sealed)
-        if error is None:
-            self._parts.books.written(number, shape)
-            call.kept += stored
-            call.doubtful.discard(key)
+        try:
+            async with self._turn():
+                if stored <= INLINE_BYTES:
+                    sealed, places, shape = self._seal(number, items)
+                else:
+                    sealed, places, shape = await asyncio.to_thread(self._seal, number, items)
+                await self._parts.bucket.put(key, sealed, create=self.create)
+        except ControllerError as error:
+            for item in items:
+                call.answers[item.at] = error
+            return
+        self._parts.books.written(number, shape)
+        call.kept += stored
+        call.doubtful.discard(key)
         for item, place in zip(items, places, strict=True):
-            call.answers[item.at] = place if error is None else error
+            call.answers[item.at] = place
 
     def _seal(self, number: int, items: list[_Item]) -> tuple[list[Buffer], list[Locator], Shape]:
         codec = self._parts.codec
@@ -207,14 +208,16 @@ class Writer:
 
         async def send(piece: int) -> None:
             nonlocal stored
-            async with self._slots:
-                if failed:
-                    return
-                part = view[piece * self._pack_bytes : (piece + 1) * self._pack_bytes]
-                sealed = await asyncio.to_thread(self._seal_piece, id, number, piece, part)
-                error = await self._put(keys[piece], sealed)
-                if error is not None:
-                    failed.append(error)
+            part = view[piece * self._pack_bytes : (piece + 1) * self._pack_bytes]
+            try:
+                async with self._turn():
+                    if failed:
+                        return
+                    sealed = await asyncio.to_thread(self._seal_piece, id, number, piece, part)
+                    await parts.bucket.put(keys[piece], sealed, create=self.create)
+            except ControllerError as error:
+                failed.append(error)
+            else:
                 stored += sum(len(one) for one in sealed)
 
         async with asyncio.TaskGroup() as group:
@@ -248,13 +251,25 @@ class Writer:
         call.reserved += stored
         return None
 
-    async def _put(self, key: str, sealed: list[Buffer]) -> ControllerError | None:
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """A turn to write.
+
+        Raises:
+            ControllerError: What the store is to be told of what failed inside.
+        """
+        parts = self._parts
         try:
-            await self._parts.bucket.put(key, sealed, create=self.create)
-        except Taken:
-            return ControllerUnavailable(
-                f"controller {self._name!r} met an object {key} that it has not written; write again"
-            )
+            async with parts.bucket.writing.turn():
+                refused = parts.health.refuse(write=True)
+                if refused is not None:
+                    raise refused
+                yield
+        except ControllerError:
+            raise
+        except Taken as error:
+            raise ControllerUnavailable(
+                f"controller {self._name!r} met an object {error} that it has not written; write again"
+            ) from error
         except FAILURES as error:
-            return self._parts.health.failed(error)
-        return None
+            raise parts.health.failed(error) from error
