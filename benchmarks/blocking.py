@@ -247,13 +247,13 @@ def per_hit(folder: Path, calls: int, repeat: int) -> dict[str, list[float]]:
 def show_scaling(title: str, found: dict[str, dict[int, list[float]]]) -> None:
     """A line per contender: thousands of calls per second (with the spread) per number of threads, and 8 beside 1."""
     print(f"\n{title}, thousands per second of all threads together (lowest to highest)")
-    heads = "".join(f"{f'{threads} threads':>22}" for threads in THREADS)
+    heads = "".join(f"{f'{threads} threads':>24}" for threads in THREADS)
     print(f"{'':28}{heads}{'8 / 1':>8}")
     for name, runs in found.items():
-        cells = "".join(
-            f"{f'{statistics.median(r) / 1e3:.1f} ({min(r) / 1e3:.1f} to {max(r) / 1e3:.1f})':>22}"
-            for r in runs.values()
-        )
+        cells = ""
+        for rates in runs.values():
+            low, middle, high = (f"{rate / 1e3:.4g}" for rate in (min(rates), statistics.median(rates), max(rates)))
+            cells += f"{f'{middle} ({low} to {high})':>24}"
         ratio = statistics.median(runs[THREADS[-1]]) / statistics.median(runs[THREADS[0]])
         print(f"{name:28}{cells}{ratio:8.2f}")
 

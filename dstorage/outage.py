@@ -97,6 +97,11 @@ class Outages:
         outage = self._outages.get(handle)
         return outage is None or outage.controller is None or asyncio.get_running_loop().time() >= outage.retry_at
 
+    def awaited(self, handle: Handle) -> bool:
+        """Whether anybody waits for a handle."""
+        outage = self._outages.get(handle)
+        return outage is not None and bool(outage.patients)
+
     def wait(self, handle: Handle, patient: Patient) -> None:
         """Let `patient` wait for an unavailable handle."""
         outage = self._outages[handle]

@@ -136,7 +136,7 @@ class Store:
             discard=self.discard,
         )
         self._ids = IdAllocator(catalog, self._committer, self.spawn)
-        self.table = HandleTable(self, self._memory, options.max_handles, self._outages.end)
+        self.table = HandleTable(self, self._memory, options.max_handles, self._outages)
         self._handles = self.table.handles
         self.room = Room(self._memory, self._writeback, self.table)
         self._mover = Mover(

@@ -8,11 +8,11 @@ weakly, and is the one that comes back when its id is asked for again.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dstorage.errors import InvalidArgumentError, TooManyHandles, UsageError
 from dstorage.handle import Handle, HandleAlias, Status
+from dstorage.outage import Outages
 from dstorage.paging.memory import Memory
 from dstorage.paging.page import ABSENT
 from dstorage.record import MAX_ID
@@ -34,16 +34,14 @@ class HandleTable:
         store: Given to each handle.
         memory: Gives up clean pages when there are too many handles.
         max_handles: The limit, or None.
-        forget_outage: Called with a handle that leaves the table.
+        outages: Is told of a handle that leaves the table; one that somebody waits for stays.
     """
 
-    def __init__(
-        self, store: Store, memory: Memory, max_handles: int | None, forget_outage: Callable[[Handle], object]
-    ) -> None:
+    def __init__(self, store: Store, memory: Memory, max_handles: int | None, outages: Outages) -> None:
         self._store = store
         self._memory = memory
         self._max_handles = max_handles
-        self._forget_outage = forget_outage
+        self._outages = outages
         self.handles: dict[int, Handle] = {}
         self._dropped: dict[int, weakref.ref[Handle]] = {}
         """Handles out of the table that somebody may still hold: without callbacks, which would cost more than all else
@@ -94,7 +92,8 @@ class HandleTable:
         while len(self.handles) > target:
             if not self._memory.evict_one("limit"):
                 idle = next(
-                    (h for h in self.handles.values() if not h.refs and h.place == ABSENT and not h.waiters), None
+                    (h for h in self.handles.values() if not h.refs and h.place == ABSENT and not self._awaited(h)),
+                    None,
                 )
                 if idle is None:
                     raise TooManyHandles(
@@ -103,10 +102,13 @@ class HandleTable:
                     )
                 self.drop(idle)
 
+    def _awaited(self, handle: Handle) -> bool:
+        return bool(handle.waiters) or self._outages.awaited(handle)
+
     def drop(self, handle: Handle) -> None:
         """Take a handle with neither references nor contents out of the table."""
         del self.handles[handle.id]
-        self._forget_outage(handle)
+        self._outages.end(handle)
         if handle.status is Status.TEMPORARILY_UNAVAILABLE:
             handle.to(Status.NOT_RESOLVED)
             handle.error = None

@@ -191,14 +191,37 @@ def test_waiting_for_an_unavailable_chunk_ends_when_it_is_back(store, memory):
     assert isinstance(handle.error, TemporarilyUnavailable)
     got = []
     waiting = Threads(lambda: got.append(bytes(handle.get(wait=30))))
-
-    async def back():
-        memory.unavailable = False
-        memory.context.status_changed()
-
-    store.call(back)
+    store.call(_set_unavailable, memory, False)
     waiting.join()
     assert got == [b"bytes"]
+
+
+def test_who_waits_for_an_unavailable_chunk_is_not_forgotten_when_handles_are_short(tmp_path, memory):
+    with opening(tmp_path / "store", memory, max_handles=4) as store:
+        handles = [store.create(b"bytes") for _ in range(4)]
+        evict(store, handles[0])
+        store.call(_set_unavailable, memory, True)
+        told, got = Told(), []
+        handles[0].resolve(told, wait=60)
+        waiting = Threads(lambda: got.append(bytes(handles[1].get(wait=60))))
+        while store.call(_count_patients, store) < 2:
+            pass
+        for id in range(1, 20):
+            with pytest.raises((TemporarilyUnavailable, Lost)):
+                store.get(id)
+        store.call(_set_unavailable, memory, False)
+        waiting.join()
+        told.wait()
+        assert got == [b"bytes"]
+        assert told.calls[0][:3] == (handles[0].id, Status.RESOLVED, b"bytes")
+
+
+async def _count_patients(store):
+    return sum(len(outage.patients) for outage in store.inner._outages._outages.values())
+
+
+async def _set_unavailable(controller, unavailable):
+    controller.set_unavailable(unavailable)
 
 
 def test_flush_writes_without_a_commit(store, memory):
