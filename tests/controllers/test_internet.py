@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 from pathlib import Path
 from typing import ClassVar
 
 import obstore
 import pytest
 from dstorage_controllers.internet import InternetController
+from dstorage_controllers.internet.bucket import Bucket
+from dstorage_controllers.internet.connecting import connect
 from dstorage_controllers.internet.layout import PIECES, Layout
 from obstore.store import MemoryStore
 
-from dstorage import Locator
-from dstorage.testing import ControllerTests
-from dstorage.testing.suite import STORE
+from dstorage import (
+    ControllerError,
+    ControllerStatus,
+    ControllerUnavailable,
+    CorruptData,
+    InvalidArgumentError,
+    Locator,
+    Lost,
+    OpenContext,
+)
+from dstorage.controller import WriteRequest
+from dstorage.testing import ControllerTests, payload
+from dstorage.testing.suite import STORE, Bench, eventually
 
 KEY = "aa" * 32
+OTHER = "bb" * 32
 
 
 async def _warm():
@@ -88,3 +103,420 @@ class TestInMemory(ControllerTests):
 
     def make(self, directory):
         return InternetController(url="s3://any/some/prefix", store=self.stores.setdefault(directory, MemoryStore()))
+
+
+@contextlib.asynccontextmanager
+async def opened(store, *, state=None, directory="unused", read_only=False, index=3, **options):
+    """A controller on an obstore store, and what a store would do with it."""
+    bench = Bench(InternetController(url="s3://bucket/p", store=store, **options), Path(directory), state)
+    changed = []
+    context = OpenContext(
+        STORE,
+        index,
+        bench.directory,
+        dict(bench.state),
+        read_only=read_only,
+        status_changed=lambda: changed.append(bench.controller.status),
+    )
+    await bench.controller.open(context)
+    try:
+        yield bench
+    finally:
+        await bench.controller.close()
+
+
+def objects(store) -> dict[str, bytes]:
+    """Packs and pieces in a bucket."""
+    names = [meta["path"] for meta in obstore.list(store).collect()]
+    return {name: bytes(obstore.get(store, name).bytes()) for name in names if not name.endswith("/writer")}
+
+
+# -- packs and pieces ----------------------------------------------------------------------------------------------------
+
+
+async def test_small_chunks_share_an_object_and_are_read_by_few_requests():
+    store = MemoryStore()
+    async with opened(store) as bench:
+        chunks = {id: payload(2 * id + 1, 4000) for id in range(1, 101)}
+        places = await bench.put(chunks)
+        assert len(objects(store)) == 1
+        bucket = bench.controller._open.parts.bucket
+        before = bucket.requests
+        assert await bench.get(places) == chunks
+        assert bucket.requests - before == 1
+        before = bucket.requests
+        some = {id: places[id] for id in (7, 8, 9, 60)}
+        assert await bench.get(some) == {id: chunks[id] for id in some}
+        assert bucket.requests - before == 1
+
+
+async def test_a_large_chunk_is_cut_and_read_side_by_side():
+    store = MemoryStore()
+    async with opened(store, pack_bytes=2**20, compress=False) as bench:
+        data = payload(1, 5 * 2**20 + 17)
+        places = await bench.put({1: data})
+        assert len(objects(store)) == 6
+        assert await bench.get(places) == {1: data}
+        await bench.controller.discard(list(places.items()))
+        await eventually(lambda: not objects(store), "pieces are left")
+        assert bench.controller.space().used == 0
+
+
+async def test_pieces_that_are_exchanged_are_found_out():
+    store = MemoryStore()
+    async with opened(store, pack_bytes=2**16, compress=False) as bench:
+        places = await bench.put({1: payload(1, 3 * 2**16)})
+        names = sorted(objects(store))
+        first, second = (bytes(obstore.get(store, name).bytes()) for name in names[:2])
+        obstore.put(store, names[0], second)
+        obstore.put(store, names[1], first)
+        (answer,) = (await bench.get(places)).values()
+        assert isinstance(answer, CorruptData)
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+async def test_a_chunk_with_a_missing_piece_is_lost(lost):
+    store = MemoryStore()
+    async with opened(store, pack_bytes=2**16) as bench:
+        places = await bench.put({1: payload(1, 3 * 2**16), 2: b"other"})
+        pieces = [name for name in sorted(objects(store)) if "." in name]
+        obstore.delete(store, pieces[lost])
+        answers = await bench.get(places)
+        assert isinstance(answers[1], Lost)
+        assert answers[2] == b"other"
+
+
+async def test_a_cut_object_is_damage_and_its_whole_chunks_are_read():
+    store = MemoryStore()
+    async with opened(store, compress=False) as bench:
+        chunks = {id: payload(2 * id + 1, 30_000) for id in range(1, 5)}
+        places = await bench.put(chunks)
+        ((name, raw),) = objects(store).items()
+        obstore.put(store, name, raw[:70_000])
+        answers = await bench.get(places)
+        assert {id: answer for id, answer in answers.items() if id < 3} == {1: chunks[1], 2: chunks[2]}
+        assert all(isinstance(answers[id], CorruptData) for id in (3, 4))
+        # Alone, it begins behind the end.
+        assert isinstance((await bench.get({4: places[4]}))[4], CorruptData)
+
+
+async def test_compaction_names_what_is_left_in_sparse_packs():
+    store = MemoryStore()
+    async with opened(store, compress=False) as bench:
+        chunks = {id: payload(2 * id + 1, 100_000) for id in range(1, 41)}
+        places = await bench.put(chunks)
+        await bench.commit(places)
+        assert await bench.controller.sparse_places(0.5) == []
+        kept = {id: places[id] for id in (3, 17)}
+        dead = {id: place for id, place in places.items() if id not in kept}
+        await bench.commit({}, dead)
+        found = dict(await bench.controller.sparse_places(0.5))
+        assert found == places
+        moved = await bench.put({id: chunks[id] for id in kept})
+        await bench.commit(moved, kept)
+        await eventually(lambda: len(objects(store)) == 1, "the sparse pack is left")
+        assert await bench.get(moved) == {id: chunks[id] for id in kept}
+
+
+async def test_many_small_packs_are_worth_joining():
+    store = MemoryStore()
+    async with opened(store) as bench:
+        places = {}
+        for id in range(1, 11):
+            new = await bench.put({id: payload(id, 1000)})
+            await bench.commit(new)
+            places |= new
+            if id < 8:
+                assert await bench.controller.sparse_places(0.5) == []
+        assert dict(await bench.controller.sparse_places(0.5)) == places
+        moved = await bench.put({id: payload(id, 1000) for id in places})
+        await bench.commit(moved, places)
+        assert await bench.controller.sparse_places(0.5) == []
+        await eventually(lambda: len(objects(store)) == 1, "small packs are left")
+
+
+async def test_a_damaged_index_leaves_the_pack_out():
+    store = MemoryStore()
+    async with opened(store) as bench:
+        places = await bench.put({id: payload(id, 10_000) for id in range(1, 9)})
+        await bench.commit(places)
+        await bench.commit({}, {id: place for id, place in places.items() if id > 1})
+        ((name, raw),) = objects(store).items()
+        obstore.put(store, name, raw[:-40] + bytes(40))
+        assert await bench.controller.sparse_places(0.5) == []
+
+
+# -- encryption ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    def give(*values):
+        monkeypatch.setenv("INTERNET_TEST_KEY", " ".join(values))
+        return {"key_env": "INTERNET_TEST_KEY"}
+
+    return give
+
+
+async def test_nothing_readable_is_in_the_bucket(keys):
+    store = MemoryStore()
+    async with opened(store, **keys(KEY), compress=False) as bench:
+        await bench.put({1: b"very secret " * 1000})
+        assert objects(store)
+        assert all(b"secret" not in raw for raw in objects(store).values())
+
+
+async def test_objects_that_are_exchanged_are_found_out(keys):
+    store = MemoryStore()
+    async with opened(store, **keys(KEY), compress=False) as bench:
+        places = await bench.put({1: payload(1, 5000)}) | await bench.put({2: payload(3, 5000)})
+        (first, raw), (second, other) = objects(store).items()
+        obstore.put(store, first, other)
+        obstore.put(store, second, raw)
+        assert all(isinstance(answer, CorruptData) for answer in (await bench.get(places)).values())
+
+
+async def test_an_older_version_of_a_chunk_given_back_is_found_out(keys):
+    store = MemoryStore()
+    async with opened(store, **keys(KEY), compress=False) as bench:
+        await bench.put({1: payload(1, 5000)})
+        ((_, old),) = objects(store).items()
+        places = await bench.put({1: payload(3, 5000)})
+        for name in objects(store):
+            obstore.put(store, name, old)
+        assert isinstance((await bench.get(places))[1], CorruptData)
+
+
+async def test_objects_of_another_controller_are_found_out(keys):
+    store = MemoryStore()
+    async with opened(store, **keys(KEY), index=4) as other:
+        await other.put({1: payload(1, 5000)})
+    ((_, foreign),) = objects(store).items()
+    async with opened(store, **keys(KEY)) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        (name,) = [name for name in objects(store) if "/3/" in name]
+        obstore.put(store, name, foreign)
+        assert isinstance((await bench.get(places))[1], CorruptData)
+
+
+async def test_keys_can_be_changed(keys):
+    store = MemoryStore()
+    async with opened(store, **keys(KEY)) as bench:
+        old = await bench.put({1: payload(1, 5000), 2: payload(2, 300_000)})
+        await bench.commit(old)
+    async with opened(store, state=bench.state, **keys(OTHER, KEY)) as bench:
+        new = await bench.put({3: payload(3, 5000)})
+        assert await bench.get(old | new) == {1: payload(1, 5000), 2: payload(2, 300_000), 3: payload(3, 5000)}
+        moved = await bench.put({1: payload(1, 5000), 2: payload(2, 300_000)})
+        await bench.commit(moved | new, old)
+    async with opened(store, state=bench.state, **keys(OTHER)) as bench:
+        assert await bench.get({1: moved[1], 3: new[3]}) == {1: payload(1, 5000), 3: payload(3, 5000)}
+
+
+async def test_a_missing_key_is_told_at_open(keys):
+    store = MemoryStore()
+    async with opened(store, **keys(KEY)) as bench:
+        await bench.commit(await bench.put({1: payload(1, 5000)}))
+    with pytest.raises(ControllerError, match="does not have all their keys"):
+        async with opened(store, state=bench.state, **keys(OTHER)):
+            pass
+    with pytest.raises(ControllerError, match="no key was given"):
+        async with opened(store, state=bench.state):
+            pass
+
+
+async def test_without_a_key_what_is_there_stays_readable_with_one(keys):
+    store = MemoryStore()
+    async with opened(store) as bench:
+        plain = await bench.put({1: payload(1, 5000)})
+        await bench.commit(plain)
+    async with opened(store, state=bench.state, **keys(KEY)) as bench:
+        sealed = await bench.put({2: payload(2, 5000)})
+        assert await bench.get(plain | sealed) == {1: payload(1, 5000), 2: payload(2, 5000)}
+
+
+# -- crashes and copies --------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_crash_left_behind_is_deleted_by_the_next_open():
+    store = MemoryStore()
+    async with opened(store) as bench:
+        kept = await bench.put({1: payload(1, 5000)})
+        await bench.commit(kept)
+        state = dict(bench.state)
+        await bench.put({id: payload(id, 9_000_000) for id in (2, 3)})
+        assert len(objects(store)) > 2
+    async with opened(store, state=state) as bench:
+        new = await bench.put({4: payload(4, 5000)})
+        await eventually(lambda: len(objects(store)) == 2, "orphans are left")
+        assert await bench.get(kept | new) == {1: payload(1, 5000), 4: payload(4, 5000)}
+
+
+async def test_objects_of_others_are_left_alone():
+    store = MemoryStore()
+    obstore.put(store, "p/holiday.jpg", b"x")
+    obstore.put(store, f"p/dstorage/{STORE.hex}/3/notes", b"x")
+    async with opened(store, index=4) as other:
+        await other.put({1: payload(1, 5000)})
+    async with opened(store) as bench:
+        await bench.controller._open.parts.cleaning.wait(5)
+    assert len(objects(store)) == 3
+
+
+async def test_a_reader_deletes_and_writes_nothing():
+    store = MemoryStore()
+    async with opened(store) as bench:
+        await bench.put({1: payload(1, 5000)})
+    before = objects(store), [meta["path"] for meta in obstore.list(store).collect()]
+    async with opened(store, read_only=True):
+        await asyncio.sleep(0.1)
+    assert (objects(store), [meta["path"] for meta in obstore.list(store).collect()]) == before
+
+
+async def test_a_copy_of_a_store_does_not_clean_up_the_original(tmp_path):
+    store = MemoryStore()
+    here, there = tmp_path / "here", tmp_path / "there"
+    async with opened(store, directory=here) as bench:
+        first = await bench.put({1: payload(1, 5000)})
+        await bench.commit(first)
+    copied = dict(bench.state)
+    async with opened(store, directory=here, state=bench.state) as bench:
+        second = await bench.put({2: payload(2, 5000)})
+        await bench.commit(second)
+    async with contextlib.AsyncExitStack() as stack:
+        with pytest.warns(RuntimeWarning, match="a copy of this store"):
+            copy = await stack.enter_async_context(opened(store, directory=there, state=copied))
+        await copy.commit(await copy.put({3: payload(3, 5000)}))
+    # Neither does the original delete what the copy has written, from then on.
+    async with contextlib.AsyncExitStack() as stack:
+        with pytest.warns(RuntimeWarning, match="a copy of this store"):
+            bench = await stack.enter_async_context(opened(store, directory=here, state=bench.state))
+        await bench.controller._open.parts.cleaning.wait(5)
+        assert await bench.get(first | second) == {1: payload(1, 5000), 2: payload(2, 5000)}
+        assert len(objects(store)) == 3
+    mark = f"p/dstorage/{STORE.hex}/3/writer"
+    obstore.delete(store, mark)
+    async with opened(store, directory=here, state=bench.state) as bench:
+        await eventually(lambda: len(objects(store)) == 2, "after the mark was deleted, nobody cleans up")
+
+
+async def test_a_store_that_moved_is_no_copy(tmp_path):
+    store = MemoryStore()
+    async with opened(store, directory=tmp_path / "here") as bench:
+        await bench.commit(await bench.put({1: payload(1, 5000)}))
+    async with opened(store, directory=tmp_path / "there", state=bench.state):
+        pass
+
+
+@pytest.mark.parametrize("spoil", [lambda raw: raw[:-1], lambda raw: bytes(len(raw)), lambda raw: b"\xff" * len(raw)])
+async def test_hostile_state_is_refused(spoil):
+    store = MemoryStore()
+    async with opened(store) as bench:
+        await bench.commit(await bench.put({1: payload(1, 5000)}))
+    for key, raw in bench.state.items():
+        with pytest.raises(ControllerError):
+            async with opened(store, state={**bench.state, key: spoil(raw)}):
+                pass
+
+
+async def test_conditional_writes_are_used_where_the_server_honours_them(monkeypatch):
+    async with opened(MemoryStore()) as bench:
+        assert bench.controller._open.writer.create is True
+    put = Bucket.put
+
+    async def careless(self, key, parts, *, create, patience=None):
+        await put(self, key, parts, create=False, patience=patience)
+
+    monkeypatch.setattr(Bucket, "put", careless)
+    store = MemoryStore()
+    async with opened(store) as bench:
+        assert bench.controller._open.writer.create is False
+        assert await bench.get(await bench.put({1: payload(1, 5000)})) == {1: payload(1, 5000)}
+        assert len(objects(store)) == 1
+
+
+async def test_a_name_that_is_taken_is_not_written_over():
+    store = MemoryStore()
+    async with opened(store) as bench:
+        parts = bench.controller._open.parts
+        taken = parts.layout.key(parts.session.first)
+        obstore.put(store, taken, b"somebody's")
+        (answer,) = await bench.controller.write([WriteRequest(1, payload(1, 5000))])
+        assert isinstance(answer, ControllerUnavailable)
+        assert bytes(obstore.get(store, taken).bytes()) == b"somebody's"
+        assert bench.controller.status is ControllerStatus.OK
+        assert await bench.get(await bench.put({1: payload(1, 5000)})) == {1: payload(1, 5000)}
+
+
+# -- settings and secrets ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"url": "http://bucket"}, "must begin with s3://"),
+        ({"url": "s3://"}, "names no bucket"),
+        ({"url": ""}, "must begin with"),
+        ({"url": "s3://key:secret@bucket"}, "holds more than a bucket"),
+        ({"url": "s3://bucket?versioning=1"}, "has parameters"),
+        ({"url": "s3://bucket/a/../b"}, "dotted"),
+        ({"url": "file://host/path"}, "file:///path"),
+        ({"url": "s3://bucket", "endpoint": "http://localhost:1"}, "allow_http=True"),
+        ({"url": "s3://bucket", "endpoint": "localhost:1"}, "https://host"),
+        ({"url": "s3://bucket", "endpoint": "https://key:secret@localhost"}, "credentials"),
+        ({"url": "gs://bucket", "endpoint": "https://localhost"}, "endpoint is a matter of"),
+        ({"url": "gs://bucket", "profile": "work"}, "profile"),
+        ({"url": "s3://bucket", "pack_bytes": 100_000}, "power of two"),
+        ({"url": "s3://bucket", "pack_bytes": 2**24}, "65536 to"),
+        ({"url": "s3://bucket", "compress": 23}, "compress must be"),
+        ({"url": "s3://bucket", "connections": 0}, "connections must be"),
+        ({"url": "s3://bucket", "timeout": 0}, "timeout must be"),
+        ({"url": "s3://bucket", "key_file": "a", "key_env": "b"}, "not both"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(InvalidArgumentError, match=message) as told:
+        InternetController(**settings)
+    assert "secret" not in str(told.value)
+
+
+async def test_credentials_are_neither_kept_nor_told(monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDNAME")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "verysecretvalue")
+    controller = InternetController(url="s3://bucket", endpoint="https://127.0.0.1:1", region="here", timeout=2)
+    with pytest.warns(RuntimeWarning, match="starts without its bucket") as told:
+        await controller.open(OpenContext(STORE, 3, Path("unused")))
+    try:
+        (answer,) = await controller.write([WriteRequest(1, b"x")])
+        assert isinstance(answer, ControllerUnavailable)
+        shown = " ".join([repr(controller), json.dumps(dict(controller.settings)), str(answer), *map(str, told.list)])
+        assert "AKIDNAME" not in shown
+        assert "verysecretvalue" not in shown
+    finally:
+        await controller.close()
+
+
+async def test_a_profile_is_read_and_a_missing_one_named(monkeypatch, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "credentials"
+    path.write_text("[work]\naws_access_key_id = A\naws_secret_access_key = %S\n[half]\naws_access_key_id = A\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+    base = {"url": "s3://bucket", "region": "here"}
+    assert connect("c", InternetController(**base, profile="work").settings).config["secret_access_key"] == "%S"
+    for profile in ("half", "none"):
+        with pytest.raises(ControllerError, match=f"no access key for the profile '{profile}'"):
+            connect("c", InternetController(**base, profile=profile).settings)
+    path.write_text("secret without a section")
+    with pytest.raises(ControllerError, match="cannot make sense") as told:
+        connect("c", InternetController(**base).settings)
+    assert "secret" not in str(told.value)
+
+
+def test_certificates_that_are_none_are_refused(tmp_path):
+    path = tmp_path / "ca.pem"
+    with pytest.raises(ControllerError, match="cannot read"):
+        connect("c", InternetController(url="s3://b", region="here", ca_file=path).settings)
+    path.write_text("junk")
+    with pytest.raises(ControllerError, match="cannot use s3://b"):
+        connect("c", InternetController(url="s3://b", region="here", ca_file=path).settings)
