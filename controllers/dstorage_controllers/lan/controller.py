@@ -418,6 +418,9 @@ class LanController(Controller):
             await opened.link.everywhere(
                 lambda server, number: self._durability.settle(server, opened.layout.probe(number))
             )
+        except ControllerUnavailable:
+            # Answered, but not durable enough: nothing is wrong with the server itself.
+            raise
         except FAILURES as error:
             told = opened.health.failed(error)
             # A commit cannot go elsewhere for room.
