@@ -25,6 +25,7 @@ from dstorage import (
     TemporarilyUnavailable,
     UsageError,
 )
+from dstorage.blocking.loop import Call
 
 KIB = 1024
 
@@ -585,6 +586,44 @@ def test_many_threads_create_and_commit(store):
     Threads(*[lambda seed=seed: work(seed) for seed in range(8)]).join()
     assert len(made) == 320
     assert all(bytes(store.get(id)) == data for id, data in made.items())
+
+
+# -- interrupts that come when the answer is there already ------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Calls are answered, but an interrupt strikes before the caller sees it."""
+
+    def wait(call):
+        call._answered.acquire()
+        raise KeyboardInterrupt
+
+    def begin():
+        monkeypatch.setattr(Call, "wait", wait)
+
+    return begin
+
+
+def test_a_chunk_that_was_made_for_nobody_is_taken_back(store, interrupted, monkeypatch):
+    interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        store.create(b"bytes")
+    monkeypatch.undo()
+    store.commit()
+    assert list(store.ids()) == []
+    assert store.stats().used == 0
+
+
+def test_an_edit_that_was_begun_for_nobody_is_dropped(store, interrupted, monkeypatch):
+    handle = store.create(b"bytes")
+    interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        handle.edit().__enter__()
+    monkeypatch.undo()
+    assert bytes(handle.get()) == b"bytes"
+    assert store.info(handle.id).refs == 0
+    assert store.stats().used == 5
 
 
 # -- the end --------------------------------------------------------------------------------------------------------------
