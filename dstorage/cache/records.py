@@ -33,6 +33,8 @@ _NAME_BYTES = 511
 MAX_PIECES = 255
 
 MAX_RUNS = 2**13
+MAX_PARTS = 2**20
+"""Chunks of one value; more than any has, so that damage makes no endless work."""
 
 _FIXED = struct.Struct("<BBdfQHB")
 _RUN = struct.Struct("<QI")
@@ -231,8 +233,8 @@ def unpack_entry(id: int, record: bytes) -> Entry:
     parts = tuple(_RUN.iter_unpack(record[_FIXED.size : parts_end]))
     if any(not 0 < first <= first + count - 1 <= MAX_ID for first, count in parts) or (parts and parts[0][0] != id):
         raise ValueError("parts that cannot be")
-    if sum(count for _, count in parts) > max(size, 1):
-        raise ValueError("more parts than bytes")
+    if sum(count for _, count in parts) > MAX_PARTS:
+        raise ValueError("more parts than there can be")
     serializer = record[parts_end:position].decode()
     key, position = decode_key(record, position)
     tag = None

@@ -1,0 +1,185 @@
+"""Values in chunks: one, or as many as it takes.
+
+A chunk that belongs to no entry yet is `pending`: it has a name that says so, from the step of the loop in which it came to be, so
+that what a crash leaves of half-written values is found and deleted at the next opening.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+
+from dstorage.cache.records import Entry, Names
+from dstorage.cache.values import Kind
+from dstorage.controller import Buffer
+from dstorage.errors import CorruptData, Deleted, Lost, MemoryUnavailable
+from dstorage.handle import Handle
+from dstorage.paging.page import swap
+from dstorage.store import Store
+
+MAX_PART_BYTES = 16 * 2**20
+MIN_PART_BYTES = 64 * 2**10
+BUDGET_PARTS = 16
+"""A value has parts of at most this share of the budget, so that it passes through memory without driving all else out."""
+READ_AHEAD = 4
+"""Parts asked for ahead of the one being copied."""
+
+
+class Chunks:
+    """The chunks of one cache, on the store's loop.
+
+    Args:
+        store: Keeps them.
+        names: Tells what is pending.
+    """
+
+    def __init__(self, store: Store, names: Names) -> None:
+        self._store = store
+        self._names = names
+
+    @property
+    def part_bytes(self) -> int:
+        """The largest value that is kept in one chunk."""
+        return min(MAX_PART_BYTES, max(MIN_PART_BYTES, self._store.options.budget // BUDGET_PARTS))
+
+    async def write(self, payload: Buffer) -> int:
+        """Keep a payload of at most `part_bytes` in one chunk.
+
+        Returns:
+            Its id, in the very step of the loop in which the chunk came to be: what the caller does before it waits is
+            in the same commit.
+        """
+        with await self._store.contents.create(payload) as handle:
+            return handle.id
+
+    def write_now(self, payload: Buffer) -> int:
+        """`write` without waiting.
+
+        Raises:
+            MemoryUnavailable: No room at this moment.
+        """
+        with self._store.contents.create_nowait(payload) as handle:
+            return handle.id
+
+    async def write_pending(self, payload: Buffer) -> list[int]:
+        """Keep a payload of any size in chunks that are pending.
+
+        Returns:
+            Their ids, in order. If it fails, nothing is left.
+        """
+        view = memoryview(payload).cast("B")
+        step = self.part_bytes
+        ids: list[int] = []
+        try:
+            for start in range(0, max(len(view), 1), step):
+                id = await self.write(view[start : start + step])
+                self._store.set_name(self._names.of_pending(id), id)
+                ids.append(id)
+        except BaseException:
+            self.discard(ids)
+            raise
+        return ids
+
+    def settle(self, ids: Iterable[int]) -> None:
+        """From the next commit on these chunks are pending no more."""
+        for id in ids:
+            self._store.set_name(self._names.of_pending(id), None)
+
+    def discard(self, ids: Iterable[int]) -> None:
+        """Delete pending chunks."""
+        for id in ids:
+            self._store.set_name(self._names.of_pending(id), None)
+            self.delete(id)
+
+    def delete(self, id: int) -> None:
+        """Delete one chunk; nothing happens if there is none."""
+        try:
+            handle = self._store.table.get(id)
+        except MemoryUnavailable:
+            # No handle is free to delete it with: at the next opening there will be.
+            self._store.set_name(self._names.of_pending(id), id)
+            return
+        try:
+            handle.delete()
+        except (Lost, Deleted):
+            return
+        finally:
+            handle.release()
+
+    def peek(self, entry: Entry) -> bytes | bytearray | None:
+        """The payload if it is in one chunk and in memory; from any thread.
+
+        Contents never change once published, so that what is returned stays what it is.
+        """
+        handle = self._store.table.handles.get(entry.id)
+        if handle is None or entry.parts:
+            return None
+        buffer = handle.buffer
+        if buffer is None or len(buffer) != entry.size:
+            return None
+        handle.hot = True
+        return buffer
+
+    async def read(self, entry: Entry) -> bytes | bytearray:
+        """The payload of an entry.
+
+        Raises:
+            Lost, Deleted: It is gone.
+            CorruptData: It is not as long as the entry says.
+            TemporarilyUnavailable, MemoryUnavailable: It cannot be had now.
+        """
+        if entry.parts:
+            return await self._join(entry)
+        handle = self._store.table.get(entry.id)
+        try:
+            if handle.buffer is None:
+                await handle
+                if entry.kind is Kind.BYTES:
+                    _freeze(handle)
+            buffer = handle.buffer
+            assert buffer is not None
+        finally:
+            handle.release()
+        if len(buffer) != entry.size:
+            raise CorruptData(f"chunk {entry.id} has {len(buffer)} bytes, its entry says {entry.size}", id=entry.id)
+        return buffer
+
+    async def _join(self, entry: Entry) -> bytes:
+        ids: Sequence[int] = list(entry.ids())
+        joined = io.BytesIO()
+        for position, id in enumerate(ids):
+            self._store.prefetch(ids[position + 1 : position + 1 + READ_AHEAD])
+            handle = self._store.table.get(id)
+            try:
+                view = await handle
+                if joined.tell() + len(view) > entry.size:
+                    break
+                joined.write(view)
+                view.release()
+            finally:
+                handle.release()
+        if joined.tell() != entry.size:
+            raise CorruptData(
+                f"the parts of the value of {entry.key!r} do not add up to {entry.size} bytes", id=entry.id
+            )
+        return joined.getvalue()
+
+
+def _freeze(handle: Handle) -> None:
+    """Let the contents, read into a bytearray, be bytes from now on: these can be given out without a copy."""
+    buffer = handle.buffer
+    if buffer.__class__ is bytearray and not handle.dirty:
+        swap(handle, bytes(buffer))
+
+
+def runs(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Ids in order as (first, count) of those that follow each other; empty for one."""
+    if len(ids) == 1:
+        return ()
+    found: list[list[int]] = []
+    for id in ids:
+        if found and found[-1][0] + found[-1][1] == id:
+            found[-1][1] += 1
+        else:
+            found.append([id, 1])
+    return tuple((first, count) for first, count in found)

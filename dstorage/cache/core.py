@@ -1,0 +1,418 @@
+"""The one implementation behind both faces: entries, their values and their limits, over a store, on its loop.
+
+The rule all of it rests on: what changes together changes in one step of the loop (`Core.publish`), and so is in one commit. Whoever
+has to wait in the middle, looks again before that step whether the entry is still the one it started from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+from dstorage.cache.chunks import Chunks, runs
+from dstorage.cache.counts import Counter
+from dstorage.cache.entries import ENTRY_BYTES, Entries
+from dstorage.cache.keys import Key, encode_key, exact
+from dstorage.cache.records import NEVER, Entry, Names
+from dstorage.cache.report import CacheStats
+from dstorage.cache.values import Codec, Encoded, Kind
+from dstorage.errors import (
+    CorruptData,
+    Deleted,
+    InvalidArgumentError,
+    Lost,
+    UsageError,
+)
+from dstorage.store import Store
+
+SETTINGS_FORMAT = 1
+MAX_SETTINGS_BYTES = 4096
+DEFAULT_SIZE_LIMIT = 2**30
+
+ANYTHING: Final = object()
+"""For `Core.write`: whatever stands for the key now."""
+
+
+class Core:
+    """A cache in a store.
+
+    Args:
+        store: Keeps it.
+        name: Names it, among the caches of the store.
+        codec: Makes bytes of values.
+        clock: Seconds since the epoch.
+
+    Raises:
+        UsageError: It is open already.
+    """
+
+    def __init__(self, store: Store, name: str, codec: Codec, clock: Callable[[], float]) -> None:
+        self.store = store
+        self.name = name
+        self.codec = codec
+        self.clock = clock
+        self.names = Names(name)
+        self.chunks = Chunks(store, self.names)
+        self.entries = Entries()
+        self.live: Mapping[Key, Entry] = self.entries.live
+        self.size_limit: int | None = DEFAULT_SIZE_LIMIT
+        self.hits = Counter()
+        self.misses = Counter()
+        self.culled = 0
+        self.expired = 0
+        self.lost = 0
+        opened = _open.setdefault(store, set())
+        if name in opened:
+            raise UsageError(f"cache {name!r} of {store.path} is open already: use that one, or give another name")
+        opened.add(name)
+
+    def close(self) -> None:
+        """From now on it is empty, and another may open it."""
+        self.live = {}
+        _open.get(self.store, set()).discard(self.name)
+
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read the index and the settings, and delete what a crash left of values half written."""
+        store = self.store
+        found, damaged = self.names.read(store.names(self.names.entries))
+        superseded = self.entries.load(found)
+        await self._load_settings()
+        if store.options.read_only:
+            return
+        for entry in superseded:
+            self._unname(entry)
+            self._delete(entry)
+        for name, _ in damaged:
+            # What it stood for stays: whose it is cannot be known.
+            store.set_name(name, None)
+        self.chunks.discard([id for _, id in list(store.names(self.names.pending))])
+        if damaged:
+            warnings.warn(
+                f"cache {self.name!r} of {store.path}: {len(damaged)} damaged records were dropped",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    async def _load_settings(self) -> None:
+        id = self.store.get_name(self.names.settings)
+        if id is None:
+            return
+        handle = self.store.table.get(id)
+        try:
+            raw = bytes((await handle)[:MAX_SETTINGS_BYTES])
+            settings = json.loads(raw)
+            limit = settings["size_limit"]
+            if limit is not None and (type(limit) is not int or limit <= 0):
+                raise ValueError(f"size_limit {limit!r}")
+        except (ValueError, KeyError, TypeError, Lost, CorruptData) as error:
+            warnings.warn(
+                f"cache {self.name!r} of {self.store.path}: its settings are damaged ({error}): size_limit is "
+                f"{self.size_limit} until it is set",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        else:
+            self.size_limit = limit
+        finally:
+            handle.release()
+
+    async def set_size_limit(self, limit: int | None) -> None:
+        """Keep another limit, and cull down to it."""
+        self.store.check_writable()
+        if limit != self.size_limit or self.store.get_name(self.names.settings) is None:
+            settings = json.dumps({"format": SETTINGS_FORMAT, "size_limit": limit}).encode()
+            id = await self.chunks.write(settings)
+            former = self.store.get_name(self.names.settings)
+            self.store.set_name(self.names.settings, id)
+            if former is not None:
+                self.chunks.delete(former)
+            self.size_limit = limit
+        self.cull()
+
+    # -- looking (from any thread) ------------------------------------------------------------------------------------
+
+    def lookup(self, key: Key) -> Entry | None:
+        """What stands for `key` now, remembered misses included; nothing that has expired.
+
+        Raises:
+            InvalidArgumentError: No such type of key.
+        """
+        try:
+            entry = self.live.get(key)
+        except TypeError:  # It cannot be hashed.
+            raise _no_key(key) from None
+        if entry is None:
+            exact(key)
+            return None
+        if entry.expires != NEVER and entry.expires <= self.clock():
+            return None
+        return entry
+
+    def current(self, key: Key) -> Entry | None:
+        """The entry that has the value of `key`, or None."""
+        entry = self.lookup(key)
+        return None if entry is None or entry.kind is Kind.ABSENT else entry
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def read(self, key: Key) -> tuple[Entry, bytes | bytearray] | None:
+        """The entry and payload of `key`, also of a remembered miss; None if there is none.
+
+        What is lost or damaged is dropped, counted, and a miss.
+
+        Raises:
+            TemporarilyUnavailable, MemoryUnavailable: The value cannot be had now.
+        """
+        while (entry := self.lookup(key)) is not None:
+            try:
+                payload = await self.chunks.read(entry)
+            except (Lost, Deleted, CorruptData):
+                if self.live.get(entry.key) is entry:
+                    self.drop_lost(entry)
+                    return None
+                continue  # It was replaced meanwhile.
+            entry.used = True
+            return entry, payload
+        return None
+
+    def prefetch(self, keys: Iterable[Key]) -> None:
+        """Have the values of these keys that are on disk read together."""
+        entries = [entry for key in keys if (entry := self.current(key)) is not None and not entry.parts]
+        self.store.prefetch([entry.id for entry in entries if self.chunks.peek(entry) is None])
+
+    def decode(self, entry: Entry, payload: bytes | bytearray, *, copy: bool = False) -> Any:
+        """The value; from any thread.
+
+        Raises:
+            CorruptData: It makes no sense.
+            UsageError: Its serializer was not named.
+        """
+        if copy and entry.kind is Kind.BYTES:
+            return bytes(memoryview(payload))
+        try:
+            value = self.codec.decode(entry.kind, payload, entry.serializer)
+        except CorruptData as error:
+            raise CorruptData(f"key {entry.key!r}: {error}", id=entry.id) from error
+        return value.copy() if copy and entry.kind is Kind.ARRAY else value
+
+    def drop_lost(self, entry: Entry) -> None:
+        """Count an entry whose chunk is gone or damaged, and remove it."""
+        self.lost += 1
+        if self.store.options.read_only:
+            return
+        self.erase(entry)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    async def write(
+        self,
+        key: Key,
+        encoded: Encoded,
+        *,
+        expire: float | None = None,
+        tag: Key | None = None,
+        cost: float = 0.0,
+        expected: object = ANYTHING,
+        like: Entry | None = None,
+    ) -> bool:
+        """Let a value stand for a key.
+
+        Args:
+            key: The key.
+            encoded: The value.
+            expire: Seconds until it expires, or None.
+            tag: Its tag, or None.
+            cost: Seconds it took to compute.
+            expected: Only if `current(key)` still is this entry (or None) when the value has been written.
+            like: Take expiry and tag from this entry.
+
+        Returns:
+            Whether it was done.
+
+        Raises:
+            InvalidArgumentError: Key, tag or expire cannot be, or the value is larger than the limit.
+            MemoryUnavailable, ReadOnlyError, ClosedError: The store takes no changes now.
+        """
+        key, tag = self.check(key, encoded, expire, tag)
+        if memoryview(encoded.payload).nbytes <= self.chunks.part_bytes:
+            pending: list[int] = []
+            ids = [await self.chunks.write(encoded.payload)]
+        else:
+            ids = pending = await self.chunks.write_pending(encoded.payload)
+        try:
+            if expected is not ANYTHING and self.current(key) is not expected:
+                self._abandon(ids, pending)
+                return False
+            entry = self.entry(key, encoded, ids, expire, tag, cost)
+            if like is not None:
+                entry.expires, entry.tag = like.expires, like.tag
+            self.publish([entry])
+        except BaseException:
+            self._abandon(ids, pending)
+            raise
+        self.chunks.settle(pending)
+        return True
+
+    def _abandon(self, ids: Iterable[int], pending: Iterable[int]) -> None:
+        for id in ids:
+            self.chunks.delete(id)
+        self.chunks.settle(pending)
+
+    def check(self, key: Key, encoded: Encoded, expire: float | None, tag: Key | None) -> tuple[Key, Key | None]:
+        """Raise for what cannot be written; returns key and tag as plain types."""
+        self.store.check_writable()
+        key = exact(key)
+        encode_key(key)
+        if tag is not None:
+            tag = exact(tag)
+            encode_key(tag)
+        check_expire(expire)
+        size = memoryview(encoded.payload).nbytes
+        if self.size_limit is not None and size + ENTRY_BYTES > self.size_limit:
+            raise InvalidArgumentError(
+                f"a value of {size} bytes for key {key!r}: the whole cache has {self.size_limit}; raise size_limit"
+            )
+        return key, tag
+
+    def check_fits(self, entries: list[Entry]) -> None:
+        """Raise if these entries are too much together."""
+        size = sum(entry.size + ENTRY_BYTES for entry in entries)
+        if self.size_limit is not None and size > self.size_limit:
+            raise InvalidArgumentError(
+                f"{size} bytes in one transaction: the whole cache has {self.size_limit}; raise size_limit"
+            )
+
+    def entry(
+        self,
+        key: Key,
+        encoded: Encoded,
+        ids: list[int],
+        expire: float | None = None,
+        tag: Key | None = None,
+        cost: float = 0.0,
+    ) -> Entry:
+        """A new entry whose value is in these chunks; its time begins now."""
+        expires = NEVER if expire is None else self.clock() + expire
+        size = memoryview(encoded.payload).nbytes
+        return Entry(key, ids[0], encoded.kind, size, expires, tag, cost, encoded.serializer, runs(ids))
+
+    def publish(self, entries: list[Entry]) -> None:
+        """Let entries stand for their keys, all in this step; what is too much after that leaves."""
+        named = [(entry, self.names.of_entry(entry)) for entry in entries]
+        store = self.store
+        for entry, names in named:
+            former = self.entries.put(entry)
+            if former is not None:
+                self._unname(former)
+                if former.id != entry.id:
+                    self._delete(former)
+            for name in names:
+                store.set_name(name, entry.id)
+        if self.size_limit is not None and self.entries.volume > self.size_limit:
+            self.cull(entries[-1] if entries else None)
+
+    def erase(self, entry: Entry) -> None:
+        """Remove an entry that is in the index, with its value."""
+        self.store.check_writable()
+        self.entries.remove(entry)
+        self._unname(entry)
+        self._delete(entry)
+
+    def touch(self, key: Key, expire: float | None) -> bool:
+        """Give an entry another expiry; returns whether there is one."""
+        self.store.check_writable()
+        check_expire(expire)
+        entry = self.current(key)
+        if entry is None:
+            return False
+        self.publish([entry.expiring(NEVER if expire is None else self.clock() + expire)])
+        return True
+
+    def _unname(self, entry: Entry) -> None:
+        for name in self.names.of_entry(entry):
+            self.store.set_name(name, None)
+
+    def _delete(self, entry: Entry) -> None:
+        for id in entry.ids():
+            self.chunks.delete(id)
+
+    # -- counts -------------------------------------------------------------------------------------------------------
+
+    def stats(self, *, reset: bool) -> CacheStats:
+        """See `CacheStats`."""
+        stats = CacheStats(
+            hits=self.hits.value,
+            misses=self.misses.value,
+            entries=len(self.live),
+            volume=self.entries.volume,
+            size_limit=self.size_limit,
+            culled=self.culled,
+            expired=self.expired,
+            lost=self.lost,
+        )
+        if reset:
+            self.hits, self.misses = Counter(), Counter()
+            self.culled = self.expired = self.lost = 0
+        return stats
+
+    # -- limits -------------------------------------------------------------------------------------------------------
+
+    def expire(self, most: float = math.inf) -> int:
+        """Remove what has expired, at most so many; returns how many."""
+        now = self.clock()
+        done = 0
+        while done < most and (entry := self.entries.expired(now)) is not None:
+            self.erase(entry)
+            done += 1
+        self.expired += done
+        return done
+
+    def cull(self, keep: Entry | None = None) -> int:
+        """Remove what has expired and then, while the cache is over its limit, what was not used; returns how many."""
+        limit = self.size_limit
+        if limit is None or self.entries.volume <= limit:
+            return 0
+        done = self.expire()
+        while self.entries.volume > limit and (entry := self.entries.victim(keep)) is not None:
+            self.erase(entry)
+            self.culled += 1
+            done += 1
+        return done
+
+
+_open: weakref.WeakKeyDictionary[Store, set[str]] = weakref.WeakKeyDictionary()
+"""Which caches of a store are open: each has one index."""
+
+
+def check_expire(expire: float | None) -> None:
+    """Raise unless `expire` is None or seconds from now."""
+    if expire is not None and not 0 <= expire < math.inf:
+        raise InvalidArgumentError(f"expire={expire!r}: give seconds from now, or None for never")
+
+
+def add_up(key: Key, number: Any, delta: Any) -> Any:
+    """The sum that `incr` is to keep.
+
+    Raises:
+        KeyError: There is no number to start from.
+        InvalidArgumentError: One of them is no number.
+    """
+    if number is None:
+        raise KeyError(key)
+    if type(number) not in (int, float) or type(delta) not in (int, float):
+        raise InvalidArgumentError(f"key {key!r}: {number!r} + {delta!r} is no sum of numbers")
+    return number + delta
+
+
+def _no_key(key: object) -> InvalidArgumentError:
+    try:
+        encode_key(key)  # type: ignore[arg-type]  # it says what is wrong with it
+    except InvalidArgumentError as error:
+        return error
+    return InvalidArgumentError(f"a key of type {type(key).__name__} cannot be hashed")

@@ -1,0 +1,239 @@
+"""Functions whose results are kept in a cache.
+
+Of many who ask at once for what is not there, one computes and the others wait for what it comes to; if it is cancelled or interrupted,
+another of them computes. Within this process, that is: a cache has one.
+
+Early recompute is that of Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015: a result
+that took `cost` seconds counts as expired ``cost * early * -ln(random)`` seconds before its time, so that most likely one caller
+computes it anew while the others are still served the old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypedDict
+
+from dstorage.cache.calls import CallKey
+from dstorage.cache.core import Core, check_expire
+from dstorage.cache.flights import Abandoned, Flights
+from dstorage.cache.keys import Key
+from dstorage.cache.records import NEVER, Entry
+from dstorage.cache.values import Encoded, Kind
+from dstorage.errors import DStorageError, InvalidArgumentError
+
+Answer = tuple[Entry, bytes | bytearray] | None
+
+
+class Missing(DStorageError, LookupError):
+    """A memoized function said a while ago that there is no such thing, and that is remembered still."""
+
+
+class MemoizeOptions(TypedDict, total=False):
+    """How results are kept.
+
+    Attributes:
+        name: First element of the keys; by default the module and name of the function.
+        expire: Seconds to keep a result; None (the default) for ever.
+        tag: Tag of the results.
+        typed: Tell arguments apart that are equal but of different types (True and 1).
+        ignore: Numbers and names of parameters that do not matter for the result.
+        early: Recompute before a result expires, the sooner the longer it took and the larger this is: 1.0 is a good value,
+            0 (the default) is never. Who draws the lot computes, the others are served the old one; if it fails, so is he.
+        misses: Remember for so many seconds that the function raised `LookupError` (`KeyError` and the like): who asks
+            meanwhile gets `dstorage.Missing`, which is one. By default no failure is remembered.
+    """
+
+    name: str | None
+    expire: float | None
+    tag: Key | None
+    typed: bool
+    ignore: Iterable[int | str]
+    early: float
+    misses: float | None
+
+
+class Memo:
+    """What is common to all ways to memoize one function.
+
+    Args:
+        core: The cache, once it is open.
+        function: The function.
+        options: See `MemoizeOptions`.
+
+    Raises:
+        InvalidArgumentError: An option is out of range, or it is no function.
+    """
+
+    def __init__(self, core: Callable[[], Core], function: Callable[..., Any], options: MemoizeOptions) -> None:
+        if not callable(function):
+            raise InvalidArgumentError("memoize is called first: write @cache.memoize() with the brackets")
+        self.core = core
+        self.expire = options.get("expire")
+        self.tag = options.get("tag")
+        self.early = options.get("early", 0.0)
+        self.misses = options.get("misses")
+        check_expire(self.expire)
+        check_expire(self.misses)
+        if not 0 <= self.early < math.inf or (self.early and self.expire is None):
+            raise InvalidArgumentError(f"early={self.early}: give a number from 0 on, and expire=seconds with it")
+        self.key = CallKey(
+            function, options.get("name"), typed=options.get("typed", False), ignore=options.get("ignore", ())
+        )
+        self.flights = Flights()
+        self.random: Callable[[], float] = random.random
+
+    def answers(self, found: Answer) -> bool:
+        """Whether what the cache has is the answer; False if it has to be computed (again)."""
+        if found is None:
+            return False
+        entry = found[0]
+        if not self.early or entry.expires == NEVER or not entry.cost:
+            return True
+        luck = -math.log(1.0 - self.random())
+        return self.core().clock() + entry.cost * self.early * luck < entry.expires
+
+    def value(self, found: Answer) -> Any:
+        """The value of an answer, counted.
+
+        Raises:
+            Missing: It is a remembered miss.
+        """
+        core = self.core()
+        assert found is not None
+        value = core.decode(*found)
+        core.hits.add()
+        if found[0].kind is Kind.ABSENT:
+            raise Missing(value)
+        return value
+
+    def fallback(self, found: Answer, error: BaseException) -> Any:
+        """What to answer when computing failed: the old value, if it was early; else the error is raised."""
+        if found is None or not isinstance(error, Exception):
+            raise error
+        return self.value(found)
+
+    async def keep(self, key: Key, value: Any, cost: float) -> None:
+        """Keep a result (on the loop)."""
+        core = self.core()
+        core.misses.add()
+        await core.write(key, core.codec.encode(value), expire=self.expire, tag=self.tag, cost=cost)
+
+    async def keep_miss(self, key: Key, error: LookupError) -> None:
+        """Remember that there is none (on the loop)."""
+        core = self.core()
+        core.misses.add()
+        if self.misses is not None:
+            reason = f"{type(error).__name__}: {error}"
+            await core.write(key, Encoded(Kind.ABSENT, reason.encode()), expire=self.misses)
+
+
+def memoized_coroutine(
+    memo: Memo,
+    call: Callable[..., Awaitable[Any]],
+    read: Callable[[Key], Awaitable[Answer]],
+    run: Callable[..., Awaitable[Any]],
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """A coroutine function that answers from the cache.
+
+    Args:
+        memo: What is to be done.
+        call: Computes.
+        read: What the cache has for a key.
+        run: Runs a coroutine function of the cache's on the cache's loop.
+    """
+
+    async def compute(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        begun = time.perf_counter()
+        try:
+            value = await call(*args, **kwargs)
+        except LookupError as error:
+            await run(memo.keep_miss, key, error)
+            raise
+        await run(memo.keep, key, value, time.perf_counter() - begun)
+        return value
+
+    async def memoized(*args: Any, **kwargs: Any) -> Any:
+        key = memo.key(args, kwargs)
+        while True:
+            found = await read(key)
+            if memo.answers(found):
+                return memo.value(found)
+            flight, mine = memo.flights.join(key)
+            if mine:
+                break
+            if found is not None:
+                return memo.value(found)
+            try:
+                # Whoever stops waiting cancels nothing: a future that runs takes no cancellation.
+                return await asyncio.wrap_future(flight.result)
+            except Abandoned:
+                continue
+        try:
+            value = await compute(key, args, kwargs)
+        except BaseException as error:
+            memo.flights.land(key, flight, error=error)
+            return memo.fallback(found, error)
+        memo.flights.land(key, flight, value)
+        return value
+
+    return memoized
+
+
+def memoized_function(
+    memo: Memo,
+    function: Callable[..., Any],
+    read: Callable[[Key], Answer],
+    run: Callable[..., Any],
+) -> Callable[..., Any]:
+    """A plain function that answers from the cache, for any thread; the arguments are those of `memoized_coroutine`."""
+
+    def compute(key: Key, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        begun = time.perf_counter()
+        try:
+            value = function(*args, **kwargs)
+        except LookupError as error:
+            run(memo.keep_miss, key, error)
+            raise
+        run(memo.keep, key, value, time.perf_counter() - begun)
+        return value
+
+    def memoized(*args: Any, **kwargs: Any) -> Any:
+        key = memo.key(args, kwargs)
+        while True:
+            found = read(key)
+            if memo.answers(found):
+                return memo.value(found)
+            flight, mine = memo.flights.join(key)
+            if mine:
+                break
+            if found is not None:
+                return memo.value(found)
+            if flight.thread == threading.get_ident():
+                # It called itself with the same arguments: a thread cannot wait for itself.
+                return function(*args, **kwargs)
+            try:
+                return flight.result.result()
+            except Abandoned:
+                continue
+        try:
+            value = compute(key, args, kwargs)
+        except BaseException as error:
+            memo.flights.land(key, flight, error=error)
+            return memo.fallback(found, error)
+        memo.flights.land(key, flight, value)
+        return value
+
+    return memoized
+
+
+def named(memoized: Callable[..., Any], function: Callable[..., Any], memo: Memo) -> Any:
+    """Let `memoized` look like `function`, and know how to make keys."""
+    functools.update_wrapper(memoized, function)
+    memoized.key = lambda *args, **kwargs: memo.key(args, kwargs)  # type: ignore[attr-defined]
+    return memoized
