@@ -50,8 +50,7 @@ class SpaceMap(ABC):
         nr_blocks: Blocks counted.
         fresh: Blocks that were allocated in this transaction and have references.
         is_changed: Whether there is anything to commit.
-        has_freed: Whether references were dropped that blocks have had since before this transaction: some of these blocks may be
-            free after the commit.
+        has_freed: Whether there may be blocks that are not free now, but after the commit.
     """
 
     kind: str
@@ -98,12 +97,10 @@ class SpaceMap(ABC):
         pending, fresh = self._pending, self.fresh
         for block in blocks:
             pending[block] = pending.get(block, 0) - 1
-            if block not in fresh:
+            if block in fresh:
+                self._dropped(block)
+            else:
                 self.has_freed = True
-            elif not self.count(block):
-                # Not even the running transaction refers to it, the committed one never did: it can be had again at once.
-                fresh.discard(block)
-                self._recycled.append(block)
         self._collected()
 
     def allocate(self) -> int:
@@ -224,6 +221,19 @@ class SpaceMap(ABC):
         if count < MANY:
             raise self.damaged(block, "its count of 3 or more is not in the overflow tree")
         return count
+
+    def _dropped(self, block: int) -> None:
+        """A block of this transaction has lost a reference."""
+        self.has_freed = True
+
+    def _recycle(self, block: int) -> None:
+        """Give a block of this transaction out again before the commit, if nothing refers to it.
+
+        The committed state never did; but whoever used the block must have done with it.
+        """
+        if not self.count(block):
+            self.fresh.discard(block)
+            self._recycled.append(block)
 
     def _collected(self) -> None:
         """Changes were collected in memory."""

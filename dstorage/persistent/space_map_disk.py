@@ -7,6 +7,7 @@ Source: Linux `drivers/md/persistent-data/dm-space-map-disk.c`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Self
 
 from dstorage.persistent.blocks import Blocks
@@ -19,7 +20,7 @@ MAX_PENDING = 2**18
 """Changes kept in memory before they are written: some 25 MB."""
 
 
-MAX_FREED = 65536
+MAX_FREED = 4096
 """Runs of freed blocks remembered; they are told as a hint only."""
 
 
@@ -64,6 +65,15 @@ class DiskSpaceMap(SpaceMap):
         for number, entry in sorted(self._changed.items()):
             self._index_root = self._tree.insert(self._index_root, number, entry.pack())
         self._changed.clear()
+
+    def release(self, blocks: Iterable[int]) -> None:
+        """Undo allocations of this transaction; the blocks can be had again at once.
+
+        Blocks that are let go by `dec` cannot: their last reader or writer may not have finished. It has at the commit.
+        """
+        for block in blocks:
+            self.dec((block,))
+            self._recycle(block)
 
     @property
     def freed(self) -> list[tuple[int, int]]:

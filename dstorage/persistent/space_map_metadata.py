@@ -118,6 +118,10 @@ class MetadataSpaceMap(SpaceMap):
         """See `SpaceMap.root`."""
         return MapRoot(self.nr_blocks, self._allocated, self._index_block, self._overflow_root)
 
+    def _dropped(self, block: int) -> None:
+        # Nodes come and go within a transaction; nobody uses one that is not referred to.
+        self._recycle(block)
+
     def _entry(self, number: int) -> IndexEntry:
         return self._index[number]
 

@@ -37,8 +37,9 @@ from dstorage.volumes.superblock import (
 )
 from dstorage.volumes.transaction import PoolTransaction, check_data_blocks, check_metadata_bytes
 
-RESERVE_BLOCKS = 4096
-"""Metadata blocks kept back, or a tenth of all if that is less, so that a commit and deletions can still succeed."""
+MAX_RESERVE = 4096
+MIN_RESERVE = 16
+"""A tenth of the metadata blocks is kept back, within these bounds, so that a commit and deletions can still succeed."""
 
 
 class ThinMetadata(PoolTransaction):
@@ -70,7 +71,7 @@ class ThinMetadata(PoolTransaction):
     def free_metadata_blocks(self) -> int:
         """Metadata blocks that can be allocated, without the reserve for commits and deletions."""
         space_map = self._tm.space_map
-        return max(0, space_map.free - min(RESERVE_BLOCKS, space_map.nr_blocks // 10))
+        return max(0, space_map.free - min(MAX_RESERVE, max(MIN_RESERVE, space_map.nr_blocks // 10)))
 
     @property
     def freed(self) -> bool:
@@ -234,7 +235,7 @@ class ThinMetadata(PoolTransaction):
     def release(self, places: Iterable[int]) -> None:
         """Give data blocks back that were allocated and not mapped."""
         with self._changing():
-            self._data.dec(places)
+            self._data.release(places)
 
     def map(self, id: int, new: dict[int, int]) -> None:
         """Let virtual blocks of a device be at data blocks that were allocated for it; what they were mapped to before loses an owner.

@@ -234,7 +234,6 @@ def test_allocation_goes_on_behind_the_last_one_and_comes_round():
     commit(tm)
     disk.begin()
     taken = [disk.allocate() for _ in range(disk.free)]
-    # What was made and freed in one transaction was recycled at once, so nothing before came round earlier.
     assert taken == [*range(17_000, 20_000), *range(0, 17_000, 2)]
 
 
@@ -258,6 +257,25 @@ def test_a_long_transaction_does_not_collect_without_bound(monkeypatch):
     counts, own = counts_on_device(device, disk.root().pack(), index_is_a_tree=True)
     assert counts == +expected
     check_metadata(device, own)
+
+
+def test_only_what_was_never_used_can_be_had_again_before_the_commit():
+    _, tm = fresh()
+    disk = DiskSpaceMap.create(tm, 10)
+    commit(tm, *disk.root())
+    blocks = [disk.allocate() for _ in range(10)]
+    disk.dec(blocks[:3])
+    assert disk.has_freed
+    assert disk.free == 0
+    disk.release(blocks[5:7])
+    assert disk.free == 2
+    assert sorted([disk.allocate(), disk.allocate()]) == [5, 6]
+    with pytest.raises(SpaceMapFullError):
+        disk.allocate()
+    disk.settle()
+    commit(tm, *disk.root())
+    disk.begin()
+    assert disk.free == 3
 
 
 class Disk(RuleBasedStateMachine):

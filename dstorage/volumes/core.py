@@ -1,0 +1,257 @@
+"""What keeps a pool's metadata and data in step: changes, commits, and the way back when one of them fails.
+
+Metadata hold nothing that is not durable in the data: before each commit the data device is flushed, and while that lasts nothing
+is half done. A change that breaks off half done is taken back, with everything since the last commit; the pool is then read-only.
+
+Source of the rules: Linux `drivers/md/dm-thin.c` (commit, metadata_operation_failed, abort_transaction).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+from dstorage.errors import ClosedError, InvalidArgumentError, UsageError
+from dstorage.volumes.device import DataDevice
+from dstorage.volumes.errors import (
+    DeviceBusyError,
+    DeviceExistsError,
+    NoSuchDeviceError,
+    PoolFullError,
+    PoolReadOnlyError,
+)
+from dstorage.volumes.finish import in_thread
+from dstorage.volumes.gate import Gate
+from dstorage.volumes.metadata import ThinMetadata
+from dstorage.volumes.status import Kind, LowSpace, Mode, SpaceWatch
+
+if TYPE_CHECKING:
+    from dstorage.volumes.volume import Volume
+
+COMMIT_INTERVAL_S = 1.0
+
+UNCHANGED = (DeviceExistsError, NoSuchDeviceError, DeviceBusyError, InvalidArgumentError, UsageError)
+"""Raised by the metadata before anything is changed."""
+
+T = TypeVar("T")
+
+
+class PoolCore:
+    """The part of `ThinPool` that volumes work with.
+
+    Args:
+        metadata: Opened; closed with the pool.
+        data: Where the bytes are; the caller closes it.
+        commit_interval: Seconds between commits in the background, None for none.
+        low_space: Whom to tell that free space has fallen to a mark.
+
+    Attributes:
+        metadata: The maps.
+        data: The device of the bytes.
+        gate: Passed by whatever uses either.
+        path: Of the metadata, for messages.
+        block_bytes: Bytes of a data block.
+        loop: What it belongs to.
+        is_closed: Whether `close` was called.
+    """
+
+    def __init__(
+        self,
+        metadata: ThinMetadata,
+        data: DataDevice,
+        *,
+        commit_interval: float | None = COMMIT_INTERVAL_S,
+        low_space: LowSpace | None = None,
+    ) -> None:
+        self.metadata = metadata
+        self.data = data
+        self.gate = Gate()
+        self.path = metadata.path
+        self.block_bytes = metadata.block_bytes
+        self.is_closed = False
+        self._volumes: dict[int, Volume] = {}
+        self._broken: BaseException | None = None
+        self._space = SpaceWatch(low_space)
+        self.loop = asyncio.get_running_loop()
+        self._committer: asyncio.Task[None] | None = None
+        if commit_interval is not None and not metadata.read_only:
+            self._committer = self.loop.create_task(self._commit_now_and_then(commit_interval))
+
+    @property
+    def mode(self) -> Mode:
+        """What the pool takes now."""
+        if self._broken is not None or self.metadata.read_only:
+            return Mode.READ_ONLY
+        if not self.metadata.free_metadata_blocks:
+            return Mode.OUT_OF_METADATA_SPACE
+        return Mode.WRITE if self.metadata.free_data_blocks else Mode.OUT_OF_DATA_SPACE
+
+    async def commit(self) -> None:
+        """Make everything durable: first the bytes, then the mappings.
+
+        Raises:
+            OSError: That failed; the pool is as at the last commit, and read-only.
+            PoolReadOnlyError: The pool takes no changes.
+        """
+        self._check_open()
+        self.check_changeable()
+        failure: Exception | None = None
+        try:
+            # Most of the bytes go without holding anybody up.
+            await self.data.flush()
+        except Exception as error:
+            failure = error
+        async with self.gate.alone:
+            self._check_open()
+            self.check_changeable()
+            if failure is not None:
+                self._fall_back(failure)
+                raise failure
+            await self._commit()
+
+    # -- for volumes --------------------------------------------------------------------------------------------------
+
+    def check_changeable(self) -> None:
+        """Raise if the pool takes no changes.
+
+        Raises:
+            PoolReadOnlyError: It does not.
+        """
+        if self._broken is not None:
+            raise PoolReadOnlyError(
+                f"the pool {self.path} is read-only and as at its last commit, because of: {self._broken}; "
+                "close it, mend the cause, and open it again"
+            ) from self._broken
+        if self.metadata.read_only:
+            raise PoolReadOnlyError(f"the pool {self.path} was opened read-only")
+
+    def allocate(self, count: int) -> list[int]:
+        """Take so many data blocks, or none; they belong to the caller until `map` or `release`.
+
+        Raises:
+            PoolFullError: There are not so many, or no metadata to map them.
+        """
+        self._check_room("metadata")
+        places = self._change(lambda: self.metadata.allocate(count))
+        self._watch_space()
+        return places
+
+    def release(self, places: Iterable[int]) -> None:
+        """Give blocks back that were not mapped."""
+        # After a fall back to the last commit they never were taken.
+        if self._broken is None:
+            self._change(lambda: self.metadata.release(places))
+
+    def map(self, id: int, new: dict[int, int]) -> None:
+        """Let virtual blocks of a device be at data blocks taken by `allocate`.
+
+        Raises:
+            PoolReadOnlyError: The pool fell back meanwhile.
+        """
+        self.check_changeable()
+        self._change(lambda: self.metadata.map(id, new))
+        self._watch_space()
+
+    def unmap(self, id: int, first: int, last: int) -> None:
+        """Unmap virtual blocks from `first` to `last` (exclusive)."""
+        self._change(lambda: self.metadata.unmap(id, first, last))
+        self._watch_space()
+
+    async def reclaim(self) -> bool:
+        """Commit, so that what was freed since the last one can be had; whether there was anything."""
+        if not self.metadata.freed:
+            return False
+        await self.commit()
+        return True
+
+    def closed(self, volume: Volume) -> None:
+        """A volume has been closed."""
+        if self._volumes.get(volume.id) is volume:
+            del self._volumes[volume.id]
+
+    # -- private ------------------------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise ClosedError(f"the pool {self.path} was closed: open it again")
+
+    def _check_room(self, kind: Kind) -> None:
+        self._check_open()
+        self.check_changeable()
+        if kind == "metadata" and not self.metadata.free_metadata_blocks:
+            raise PoolFullError(
+                f"the pool {self.path} is out of metadata space: delete devices or discard, commit, or grow the metadata",
+                kind="metadata",
+            )
+
+    def _change(self, work: Callable[[], T]) -> T:
+        """Run a change of the metadata; if it breaks off half done, fall back to the last commit."""
+        try:
+            return work()
+        except UNCHANGED:
+            raise
+        except PoolFullError as error:
+            if error.kind == "metadata":
+                self._fall_back(error, needs_check=True)
+            raise
+        except Exception as error:
+            self._fall_back(error, needs_check=True)
+            raise
+
+    def _fall_back(self, error: Exception, *, needs_check: bool = False) -> None:
+        self._broken = error
+        self._abort()
+        if needs_check:
+            try:
+                self.metadata.set_needs_check()
+            except Exception as second:
+                # The device is gone altogether: the first error says so to everybody.
+                error.add_note(f"nor could the metadata be marked as needing a check: {second}")
+
+    def _abort(self) -> None:
+        self.metadata.abort()
+        there = {id for id, _ in self.metadata.devices()} if self._volumes else set()
+        for id, volume in list(self._volumes.items()):
+            if id in there:
+                volume.forget()
+            else:
+                volume.close()
+
+    async def _commit(self) -> None:
+        """The commit itself, alone."""
+        if not self.metadata.changed:
+            return
+        try:
+            await self.data.flush()
+        except Exception as error:
+            # The bytes of new mappings may be lost: the mappings must not outlive them.
+            self._fall_back(error)
+            raise
+        try:
+            freed = await in_thread(self.metadata.commit)
+        except Exception as error:
+            self._fall_back(error, needs_check=True)
+            raise
+        for first, length in freed:
+            # Only a hint: a device that cannot take it keeps the bytes.
+            with contextlib.suppress(OSError):
+                await self.data.discard(first * self.block_bytes, length * self.block_bytes)
+        self._watch_space()
+
+    async def _commit_now_and_then(self, interval: float) -> None:
+        while self.mode is not Mode.READ_ONLY:
+            await asyncio.sleep(interval)
+            if not self.metadata.changed:
+                continue
+            try:
+                await self.commit()
+            except Exception as error:
+                # Whoever writes next gets it as the cause; this tells those who only wait.
+                self.loop.call_exception_handler(
+                    {"message": f"the pool {self.path} could not commit and is read-only now", "exception": error}
+                )
+
+    def _watch_space(self) -> None:
+        self._space.look(self.metadata.free_data_blocks, self.metadata.free_metadata_blocks, self.loop.call_soon)

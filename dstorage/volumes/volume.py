@@ -1,0 +1,369 @@
+"""A volume: one thin device as a file. Asynchronous here; `Volume.file()` is the blocking form, for any thread.
+
+What was never written reads as zeros and takes no space. A block is mapped on its first write; a block that a snapshot shares is
+copied on the first write after the snapshot. Either becomes visible only when its bytes are where they belong, so no reader
+and no crash ever meets another volume's old bytes.
+
+Source of the mapping rules: Linux `drivers/md/dm-thin.c`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Coroutine, Iterable, Iterator
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from dstorage.errors import ClosedError, InvalidArgumentError
+from dstorage.volumes.device import Buffer, check_range
+from dstorage.volumes.errors import PoolFullError
+from dstorage.volumes.file import VolumeFile
+from dstorage.volumes.records import MAX_VIRTUAL_BLOCK, TIME_BITS, pack_mapping, unpack_mapping
+
+if TYPE_CHECKING:
+    from dstorage.volumes.core import PoolCore
+
+HOLE = -1
+CACHED_MAPPINGS = 65536
+"""Per volume, about 100 bytes each; when there are more, all are forgotten and read again as needed."""
+READ_AHEAD = 256
+"""Mappings taken from the tree at once: about a leaf."""
+BATCH_BLOCKS = 256
+"""Blocks that one step of a write maps at most, so that its need of metadata is bounded."""
+COPY_BYTES = 2**20
+"""Zeroed or copied at a time."""
+PARALLEL = 8
+"""Operations of one request on the data device at a time."""
+
+
+class Piece(NamedTuple):
+    """A part of a request that is contiguous on the data device: where there (or `HOLE`), where in the request, how long."""
+
+    data: int
+    start: int
+    length: int
+
+
+class Transfer(NamedTuple):
+    """A part of a write: bytes `start` to `stop` of the volume go to `place`.
+
+    The program gave those from `data_start` to `data_stop`; the others come from `old` on the data device, or are zeros where
+    that is `HOLE`.
+    """
+
+    place: int
+    start: int
+    stop: int
+    data_start: int
+    data_stop: int
+    old: int
+
+    @property
+    def direct(self) -> bool:
+        """Whether the program gave all of it."""
+        return self.data_start == self.start and self.data_stop == self.stop
+
+    @property
+    def end_place(self) -> int:
+        """Behind its last byte on the data device."""
+        return self.place + self.stop - self.start
+
+
+class Volume:
+    """A thin device, opened by `ThinPool.volume`; to be used on the pool's loop.
+
+    Reads and writes may overlap in time and need no alignment; a write that returned is seen by every later read. It survives a
+    crash when `flush` (or the pool's commit) has returned.
+
+    Attributes:
+        id: The device's id.
+        size: Length in bytes; where reading ends and writing is refused. It is the program's choice at every opening, the
+            pool does not store it.
+    """
+
+    def __init__(self, pool: PoolCore, id: int, size: int) -> None:
+        self.id = id
+        self.size = size
+        self._pool = pool
+        self._metadata = pool.metadata
+        self._block = pool.block_bytes
+        self._mappings: dict[int, int] = {}
+        self._provisioning: dict[int, asyncio.Future[None]] = {}
+        self._closed = False
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def pread(self, length: int, offset: int, /) -> Buffer:
+        """`length` bytes from `offset`; fewer only at the end of the volume.
+
+        Raises:
+            ClosedError: The volume or its pool was closed.
+            InvalidArgumentError: A negative offset or length.
+            OSError: The data device failed.
+        """
+        if offset < 0 or length < 0:
+            raise InvalidArgumentError(f"offset {offset}, length {length}: neither may be negative")
+        length = max(0, min(length, self.size - offset))
+        async with self._pool.gate:
+            self._check_open()
+            pieces = list(self._pieces(offset, length))
+            data = self._pool.data
+            if len(pieces) == 1 and pieces[0].data != HOLE:
+                return _whole(await data.pread(length, pieces[0].data), length)
+            result = bytearray(length)
+
+            async def fill(piece: Piece) -> None:
+                found = await data.pread(piece.length, piece.data)
+                result[piece.start : piece.start + piece.length] = _whole(found, piece.length)
+
+            await _all(fill(piece) for piece in pieces if piece.data != HOLE)
+            return result
+
+    def _pieces(self, offset: int, length: int) -> Iterator[Piece]:
+        """Where the bytes of a request are, neighbours on the data device joined."""
+        size, end = self._block, offset + length
+        at = start = offset
+        data, joined = HOLE, 0
+        while at < end:
+            number, inside = divmod(at, size)
+            part = min(size - inside, end - at)
+            mapping = self._mapping(number)
+            place = HOLE if mapping == HOLE else (mapping >> TIME_BITS) * size + inside
+            if joined and (place == data + joined if place != HOLE and data != HOLE else place == data):
+                joined += part
+            else:
+                if joined:
+                    yield Piece(data, start - offset, joined)
+                start, data, joined = at, place, part
+            at += part
+        if joined:
+            yield Piece(data, start - offset, joined)
+
+    def _mapping(self, block: int) -> int:
+        """The mapping's value, or HOLE."""
+        found = self._mappings.get(block)
+        if found is None:
+            if len(self._mappings) > CACHED_MAPPINGS:
+                self._mappings.clear()
+            end = min(block + READ_AHEAD, MAX_VIRTUAL_BLOCK)
+            fresh = dict.fromkeys(range(block, end), HOLE)
+            fresh.update(self._metadata.mappings(self.id, block, end))
+            self._mappings.update(fresh)
+            found = fresh[block]
+        return found
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    async def pwrite(self, data: Buffer, offset: int, /) -> None:
+        """Write all of `data` at `offset`; the buffer is the caller's again when this returns.
+
+        If it raises or is cancelled, any part of the range may have been written, as with a disk; blocks outside are untouched.
+
+        Raises:
+            ClosedError: The volume or its pool was closed.
+            InvalidArgumentError: The range is not within the volume.
+            PoolFullError: No data block, or no metadata, is free.
+            PoolReadOnlyError: The pool takes no changes.
+            OSError: The data device failed.
+        """
+        view = memoryview(data).cast("B") if len(data) else memoryview(b"")
+        check_range(offset, len(view), self.size)
+        step = BATCH_BLOCKS * self._block
+        at = 0
+        while at < len(view):
+            # Steps end at the boundary of a block.
+            part = view[at : at + step - (offset + at) % self._block]
+            try:
+                await self._write(part, offset + at)
+            except PoolFullError:
+                # What this transaction freed can be had again behind its commit.
+                if not await self._pool.reclaim():
+                    raise
+                await self._write(part, offset + at)
+            at += len(part)
+
+    async def _write(self, view: memoryview, offset: int) -> None:
+        async with self._pool.gate:
+            self._check_open()
+            self._pool.check_changeable()
+            first, last = offset // self._block, (offset + len(view) - 1) // self._block
+            await self._settled(first, last)
+            snapshotted = self._metadata.snapshotted_time(self.id)
+            fresh: dict[int, int] = {}
+            for block in range(first, last + 1):
+                mapping = self._mapping(block)
+                if mapping == HOLE or unpack_mapping(mapping)[1] < snapshotted:
+                    fresh[block] = mapping
+            if not fresh:
+                await _all(
+                    self._pool.data.pwrite(view[piece.start : piece.start + piece.length], piece.data)
+                    for piece in self._pieces(offset, len(view))
+                )
+                return
+            await self._provision(view, offset, fresh)
+
+    async def _provision(self, view: memoryview, offset: int, fresh: dict[int, int]) -> None:
+        """Write where some blocks need a new place: first all bytes, then all mappings."""
+        pool = self._pool
+        places = pool.allocate(len(fresh))
+        done = asyncio.get_running_loop().create_future()
+        self._provisioning.update(dict.fromkeys(fresh, done))
+        written = False
+        try:
+            new = dict(zip(fresh, places, strict=True))
+            await _all(self._transfer(view, offset, part) for part in self._transfers(offset, len(view), new))
+            written = True
+            pool.map(self.id, new)
+            self._mappings.update((block, pack_mapping(place, pool.metadata.time)) for block, place in new.items())
+        finally:
+            if not written:
+                pool.release(places)
+            for block in fresh:
+                del self._provisioning[block]
+            done.set_result(None)
+
+    def _transfers(self, offset: int, length: int, new: dict[int, int]) -> Iterator[Transfer]:
+        """What to write where; new blocks are written whole, in parts of `COPY_BYTES`."""
+        size, end = self._block, offset + length
+        joined: Transfer | None = None
+        for block in range(offset // size, (end - 1) // size + 1):
+            place = new.get(block)
+            base = block * size
+            old = self._mapping(block)
+            if place is None:
+                start, stop = max(offset, base), min(end, base + size)
+                parts = [Transfer((old >> TIME_BITS) * size + start - base, start, stop, start, stop, HOLE)]
+            else:
+                source = HOLE if old == HOLE else (old >> TIME_BITS) * size
+                parts = [
+                    Transfer(
+                        place * size + at,
+                        base + at,
+                        min(base + at + COPY_BYTES, base + size),
+                        max(offset, base + at),
+                        min(end, base + at + COPY_BYTES, base + size),
+                        HOLE if source == HOLE else source + at,
+                    )
+                    for at in range(0, size, COPY_BYTES)
+                ]
+            for part in parts:
+                if joined is not None and joined.direct and part.direct and joined.end_place == part.place:
+                    joined = joined._replace(stop=part.stop, data_stop=part.data_stop)
+                    continue
+                if joined is not None:
+                    yield joined
+                joined = part
+        if joined is not None:
+            yield joined
+
+    async def _transfer(self, view: memoryview, offset: int, part: Transfer) -> None:
+        data = self._pool.data
+        given = view[part.data_start - offset : max(part.data_stop, part.data_start) - offset]
+        if part.direct:
+            await data.pwrite(given, part.place)
+            return
+        length = part.stop - part.start
+        buffer = (
+            bytearray(length) if part.old == HOLE else bytearray(_whole(await data.pread(length, part.old), length))
+        )
+        if given:
+            buffer[part.data_start - part.start : part.data_stop - part.start] = given
+        await data.pwrite(buffer, part.place)
+
+    async def _settled(self, first: int, last: int) -> None:
+        """Wait until nobody else is mapping one of these blocks."""
+        while self._provisioning:
+            under_way = {future for block, future in self._provisioning.items() if first <= block <= last}
+            if not under_way:
+                return
+            await asyncio.wait(under_way)
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+    async def discard(self, offset: int, length: int, /) -> None:
+        """Unmap the whole blocks in the range: they read as zeros, and their space is free at the next commit.
+
+        Parts of blocks at either end stay as they are.
+
+        Raises:
+            ClosedError: The volume or its pool was closed.
+            InvalidArgumentError: The range is not within the volume.
+            PoolReadOnlyError: The pool takes no changes.
+        """
+        check_range(offset, length, self.size)
+        # Up to the end of the volume the last block counts as whole.
+        end = offset + length
+        first = -(-offset // self._block)
+        last = -(-end // self._block) if end == self.size else end // self._block
+        async with self._pool.gate:
+            self._check_open()
+            self._pool.check_changeable()
+            if first < last:
+                await self._settled(first, last - 1)
+                self._pool.unmap(self.id, first, last)
+                self.forget(first, last)
+
+    async def flush(self) -> None:
+        """Make durable what was written so far, here and in the whole pool.
+
+        Raises:
+            ClosedError: The volume or its pool was closed.
+            OSError: It cannot be made durable; the pool is read-only from now on.
+        """
+        self._check_open()
+        await self._pool.commit()
+
+    def file(self) -> VolumeFile:
+        """The volume as a blocking, seekable, unbuffered binary file, for threads other than the loop's; from any thread."""
+        self._check_open()
+        return VolumeFile(self, self._pool.loop)
+
+    def close(self) -> None:
+        """Let the device be opened again, or deleted; a second call does nothing. What was written stays."""
+        if not self._closed:
+            self._closed = True
+            self._mappings.clear()
+            self._pool.closed(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Volume {self.id} of {str(self._pool.path)!r}: {self.size} bytes, {state}>"
+
+    def forget(self, first: int = 0, last: int | None = None) -> None:
+        """Drop remembered mappings of blocks from `first` to `last` (exclusive): the pool changed them."""
+        if last is None or last - first > len(self._mappings):
+            self._mappings.clear()
+        else:
+            for block in range(first, last):
+                self._mappings.pop(block, None)
+
+    def _check_open(self) -> None:
+        if self._closed or self._pool.is_closed:
+            raise ClosedError(f"volume {self.id} or its pool {self._pool.path} was closed: open it again")
+
+
+def _whole(data: Buffer, length: int) -> Buffer:
+    if len(data) != length:
+        raise OSError(errno.EIO, f"the data device gave {len(data)} bytes instead of {length}: was it cut short?")
+    return data
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all, a bounded number at a time, to their ends, whatever happens; then raise the first error."""
+    tasks = iter(work)
+    while part := list(islice(tasks, PARALLEL)):
+        if len(part) == 1:
+            await part[0]
+            continue
+        for result in await asyncio.gather(*part, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
