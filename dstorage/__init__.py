@@ -2,6 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
+from dstorage.cache import (
+    AsyncCache,
+    AsyncCacheTransaction,
+    Cache,
+    CacheEntryInfo,
+    CacheStats,
+    CacheTransaction,
+    MemoizeOptions,
+    Missing,
+    Serializer,
+    TransactionConflict,
+)
 from dstorage.controller import (
     Controller,
     ControllerStatus,
@@ -70,6 +82,17 @@ __all__ = [
     "AsyncPagedArray",
     "Block",
     "PagedArray",
+    # The cache
+    "AsyncCache",
+    "AsyncCacheTransaction",
+    "Cache",
+    "CacheEntryInfo",
+    "CacheStats",
+    "CacheTransaction",
+    "MemoizeOptions",
+    "Missing",
+    "Serializer",
+    "TransactionConflict",
     # For authors of controllers
     "Controller",
     "ControllerStatus",

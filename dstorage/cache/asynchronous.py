@@ -29,10 +29,10 @@ from dstorage.cache.core import ANYTHING, Core, add_up
 from dstorage.cache.keys import Key
 from dstorage.cache.memoize import Memo, MemoizeOptions, memoized_coroutine, named
 from dstorage.cache.records import NEVER
-from dstorage.cache.report import CacheStats, EntryInfo, info_of
-from dstorage.cache.transaction import AsyncTransaction, Turns
+from dstorage.cache.report import CacheEntryInfo, CacheStats, info_of
+from dstorage.cache.transaction import AsyncCacheTransaction, Turns
 from dstorage.cache.values import Codec, Encoded, Kind, Serializer
-from dstorage.errors import ClosedError, InvalidArgumentError, UsageError
+from dstorage.errors import InvalidArgumentError, UsageError
 from dstorage.paging.budget import parse_bytes
 from dstorage.store import Store
 
@@ -105,7 +105,6 @@ class AsyncCache:
         self._own: Store | None = None
         self._reaper: asyncio.Task[None] | None = None
         self._core: Core | None = None
-        self._closed = False
         self._turns = Turns()
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -125,7 +124,7 @@ class AsyncCache:
             store = self._own = await dstorage.opening.open(directory, **self._options)
         try:
             if self._own is not None and not store.options.read_only:
-                _make_private(store.path)
+                make_private(store.path)
             core = Core(store, self._name, self._codec, self._clock)
             try:
                 await core.load()
@@ -158,8 +157,7 @@ class AsyncCache:
             self._reaper.cancel()
             await asyncio.gather(self._reaper, return_exceptions=True)
             self._reaper = None
-        if self._core is not None and not self._closed:
-            self._closed = True
+        if self._core is not None:
             self._core.close()
         if self._own is not None:
             await self._own.close()
@@ -326,7 +324,7 @@ class AsyncCache:
         found = await core.read(key)
         return None if found is None or found[0].kind is not Kind.ABSENT else str(core.decode(*found))
 
-    def info(self, key: Key) -> EntryInfo | None:
+    def info(self, key: Key) -> CacheEntryInfo | None:
         """Size, expiry and tag of `key`, or None; its value need not be in memory."""
         entry = self.core.current(key)
         return None if entry is None else info_of(entry)
@@ -474,14 +472,14 @@ class AsyncCache:
 
     # -- more ---------------------------------------------------------------------------------------------------------
 
-    def transact(self, *, durable: bool = False, wait: float = 60.0) -> AsyncTransaction:
+    def transact(self, *, durable: bool = False, wait: float = 60.0) -> AsyncCacheTransaction:
         """Change many keys as one: all of it or, if the block raises, nothing; after a crash too::
 
             async with cache.transact() as transaction:
                 await transaction.incr("sum", 7)
                 await transaction.delete("item")
 
-        Transactions of a cache wait for each other. See `AsyncTransaction` for what the block can do.
+        Transactions of a cache wait for each other. See `AsyncCacheTransaction` for what the block can do.
 
         Args:
             durable: Commit at the end.
@@ -489,9 +487,9 @@ class AsyncCache:
         """
         return self.transaction(durable=durable, wait=wait, owner=None)
 
-    def transaction(self, *, durable: bool, wait: float, owner: object) -> AsyncTransaction:
+    def transaction(self, *, durable: bool, wait: float, owner: object) -> AsyncCacheTransaction:
         """`transact` for a task or thread that is not this one (for the cache's own parts)."""
-        return AsyncTransaction(lambda: self.core, self._turns, durable=durable, wait=wait, owner=owner)
+        return AsyncCacheTransaction(lambda: self.core, self._turns, durable=durable, wait=wait, owner=owner)
 
     def memoize(
         self, **options: Unpack[MemoizeOptions]
@@ -535,10 +533,9 @@ class AsyncCache:
         Raises:
             UsageError: The cache is not open yet, or closed.
         """
-        if self._closed:
-            raise ClosedError("this cache is closed: open it again")
         if self._core is None:
             raise UsageError("this cache is not open yet: use `async with`, or `await` it")
+        self._core.check_open()
         return self._core
 
     @property
@@ -558,7 +555,8 @@ def _parse_limit(limit: int | str | None) -> int | None:
     return None if limit is None else parse_bytes(limit)
 
 
-def _make_private(path: Path) -> None:
+def make_private(path: Path) -> None:
+    """Let nobody but its owner into a directory."""
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         path.chmod(mode & 0o700)

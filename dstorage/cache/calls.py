@@ -20,11 +20,11 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from dstorage.cache.keys import Key, encode_key
+from dstorage.cache.keys import Key
 from dstorage.errors import InvalidArgumentError
 
-READABLE_BYTES = 512
-"""Keys longer than that become a digest."""
+READABLE_LENGTH = 256
+"""Characters and bytes of arguments; longer ones become a digest."""
 MAX_DEPTH = 32
 
 _BY_TEXT = (
@@ -89,12 +89,16 @@ class CallKey:
         if not self._typed:
             values = [_plain(value) for value in values]
             key = (self.name, *values)
-            if all(type(value) in _READABLE for value in values) and len(encode_key(key)) <= READABLE_BYTES:
+            if all(type(value) in _READABLE for value in values) and _length(values) <= READABLE_LENGTH:
                 return key
         digest = hashlib.blake2b(digest_size=16)
         for value in values:
             _feed(digest.update, value, self._typed, 0)
         return (self.name, (digest.digest(),))
+
+
+def _length(values: Sequence[Any]) -> int:
+    return sum(value.bit_length() // 8 if type(value) is int else len(value) for value in values)
 
 
 def _plain(value: Any) -> Any:

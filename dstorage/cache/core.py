@@ -21,6 +21,7 @@ from dstorage.cache.records import NEVER, Entry, Names
 from dstorage.cache.report import CacheStats
 from dstorage.cache.values import Codec, Encoded, Kind
 from dstorage.errors import (
+    ClosedError,
     CorruptData,
     Deleted,
     InvalidArgumentError,
@@ -65,13 +66,23 @@ class Core:
         self.culled = 0
         self.expired = 0
         self.lost = 0
+        self.closed = False
         opened = _open.setdefault(store, set())
         if name in opened:
             raise UsageError(f"cache {name!r} of {store.path} is open already: use that one, or give another name")
         opened.add(name)
 
+    def check_open(self) -> None:
+        """Raise `ClosedError` unless cache and store are open; from any thread."""
+        if self.closed:
+            raise ClosedError(f"cache {self.name!r} is closed: open it again")
+        self.store.check_open()
+
     def close(self) -> None:
-        """From now on it is empty, and another may open it."""
+        """From now on it cannot be used, and another may open it. Idempotent."""
+        if self.closed:
+            return
+        self.closed = True
         self.live = {}
         _open.get(self.store, set()).discard(self.name)
 
@@ -148,6 +159,7 @@ class Core:
         except TypeError:  # It cannot be hashed.
             raise _no_key(key) from None
         if entry is None:
+            self.check_open()
             exact(key)
             return None
         if entry.expires != NEVER and entry.expires <= self.clock():

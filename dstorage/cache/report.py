@@ -34,7 +34,7 @@ class CacheStats:
 
 
 @dataclass(frozen=True, slots=True)
-class EntryInfo:
+class CacheEntryInfo:
     """What is known of one key.
 
     Attributes:
@@ -48,6 +48,6 @@ class EntryInfo:
     tag: Key | None
 
 
-def info_of(entry: Entry) -> EntryInfo:
+def info_of(entry: Entry) -> CacheEntryInfo:
     """What is told of an entry."""
-    return EntryInfo(entry.size, None if entry.expires == NEVER else entry.expires, entry.tag)
+    return CacheEntryInfo(entry.size, None if entry.expires == NEVER else entry.expires, entry.tag)

@@ -8,7 +8,7 @@ somebody outside of a transaction changed it, and nothing is done.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -48,7 +48,7 @@ class Turns:
         self._lock.release()
 
 
-class AsyncTransaction:
+class AsyncCacheTransaction:
     """The block of `AsyncCache.transact`; use it once.
 
     Its methods mean what those of the cache mean, but see what the block did before, and are seen by others only at its end.
@@ -83,16 +83,20 @@ class AsyncTransaction:
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
         core = self._under_way
-        self._core = None
         try:
             if kind is None:
                 self._finish(core)
         finally:
-            # What was published is settled by now; what is left was not.
-            core.chunks.discard(self._pending)
-            self._turns.give_back()
+            self.abort()
         if kind is None and self._durable:
             await core.store.commit()
+
+    def abort(self) -> None:
+        """End it without changing anything (what is published is changed already)."""
+        core = self._under_way
+        self._core = None
+        core.chunks.discard(self._pending)
+        self._turns.give_back()
 
     def _finish(self, core: Core) -> None:
         """All of it, in this step of the loop, or nothing."""
@@ -175,7 +179,7 @@ class AsyncTransaction:
             self._pending -= mine
             self._under_way.chunks.discard(mine)
 
-    async def set_many(self, items: dict[Key, Any], *, expire: float | None = None, tag: Key | None = None) -> None:
+    async def set_many(self, items: Mapping[Key, Any], *, expire: float | None = None, tag: Key | None = None) -> None:
         """`set` for many."""
         for key, value in items.items():
             await self.set(key, value, expire=expire, tag=tag)

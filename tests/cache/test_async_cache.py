@@ -70,7 +70,7 @@ async def test_touch_moves_the_expiry(cache, clock):
     assert await cache.touch("a", 20)
     clock.advance(15)
     assert await cache.get("a") == 1
-    assert cache.info("a") == dstorage.cache.EntryInfo(1, 1020.0, "t")
+    assert cache.info("a") == dstorage.cache.CacheEntryInfo(1, 1020.0, "t")
     assert await cache.touch("a")
     clock.advance(1e9)
     assert await cache.get("a") == 1
@@ -115,7 +115,7 @@ async def test_incr_loses_none(cache, clock):
         await cache.incr("y", default=None)
     await cache.set("z", 1, expire=10, tag="t")
     await cache.incr("z")
-    assert cache.info("z") == dstorage.cache.EntryInfo(1, 1010.0, "t")
+    assert cache.info("z") == dstorage.cache.CacheEntryInfo(1, 1010.0, "t")
     await cache.set("text", "1")
     with pytest.raises(InvalidArgumentError, match="no sum"):
         await cache.incr("text")
