@@ -127,8 +127,12 @@ async def opened(store, *, state=None, directory="unused", read_only=False, inde
 
 def objects(store) -> dict[str, bytes]:
     """Packs and pieces in a bucket."""
-    names = [meta["path"] for meta in obstore.list(store).collect()]
-    return {name: bytes(obstore.get(store, name).bytes()) for name in names if not name.endswith("/writer")}
+    found = {}
+    for meta in obstore.list(store).collect():
+        # One may be deleted just now.
+        with contextlib.suppress(FileNotFoundError):
+            found[meta["path"]] = bytes(obstore.get(store, meta["path"]).bytes())
+    return {name: raw for name, raw in found.items() if not name.endswith("/writer")}
 
 
 # -- packs and pieces ----------------------------------------------------------------------------------------------------

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import gc
-import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,38 +12,13 @@ from dstorage_controllers.internet.connecting import connect
 from dstorage_controllers.internet.layout import Layout
 from servers.azurite import AzuriteServer
 from servers.moto import MotoServer
+from servers.settled import settled
 from servers.swift import SwiftServer
 
 from dstorage.testing import ControllerTests
 from dstorage.testing.suite import STORE
 
-
-async def _warm():
-    await obstore.put_async(obstore.store.MemoryStore(), "x", b"")
-
-
-# obstore's threads and their descriptors stay for the life of the process.
-asyncio.run(_warm())
-
-
-@pytest.fixture(autouse=True)
-def _no_leaks():
-    """As everywhere, but obstore closes its connections in its own threads, some moments behind its stores."""
-    before = _sockets()
-    yield
-    gc.collect()
-    deadline = time.monotonic() + 5
-    while left := _sockets() - before:
-        assert time.monotonic() < deadline, f"connections left: {left}"
-        time.sleep(0.001)
-
-
-def _sockets() -> set[str]:
-    found = set()
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found.add(str(descriptor.readlink()))
-    return {name for name in found if name.startswith("socket:")}
+_no_leaks = settled
 
 
 @pytest.fixture(scope="module", params=[MotoServer, SwiftServer, AzuriteServer], ids=["moto", "swift", "azurite"])

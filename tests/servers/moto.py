@@ -30,16 +30,19 @@ class MotoServer(ServerProcess):
 
     Args:
         directory: For its log.
+        arguments: More of `moto_server`.
+        bucket: Whether to make one.
     """
 
     environment = ENVIRONMENT
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *arguments: str, bucket: bool = True) -> None:
         need_module("moto.server", "pip install 'moto[s3,server]'")
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         command = [sys.executable, "-P", "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        super().__init__(command, ready=lambda: accepts(self.port), log=directory / "log")
+        self._bucket = bucket
+        super().__init__([*command, *arguments], ready=lambda: accepts(self.port), log=directory / "log")
 
     @property
     def settings(self) -> dict[str, object]:
@@ -49,4 +52,5 @@ class MotoServer(ServerProcess):
     def start(self) -> None:
         """Start it, empty but for the bucket."""
         super().start()
-        make_bucket(self.port, BUCKET, self.environment)
+        if self._bucket:
+            make_bucket(self.port, BUCKET, self.environment)

@@ -229,10 +229,10 @@ class Bucket:
 
 def fault_of(error: BaseException) -> Fault:
     """What the bucket can still do after one of `FAILURES`."""
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError, NotSupportedError)):
-        return Fault.WRITES
     if _FULL.search(str(error)):
         return Fault.FULL
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError, NotSupportedError)):
+        return Fault.WRITES
     return Fault.DOWN
 
 

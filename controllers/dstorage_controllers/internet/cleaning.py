@@ -13,10 +13,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from dstorage_controllers.internet.bucket import DELETE_AT_ONCE, FAILURES, Bucket
-from dstorage_controllers.internet.health import LONGEST_PAUSE_S
 
 MAX_KEYS = 2**20
 """Remembered at most; what is beyond is found by the sweep of a later open."""
+RETRY_S = 2.0
+"""What could not be deleted is tried again so much later."""
 GATHER_S = 0.05
 """A request for one costs as much as one for a thousand."""
 
@@ -109,6 +110,6 @@ class Cleaning:
                     await self._bucket.delete(keys)
                 except FAILURES:
                     self._keys.extendleft(keys)
-                    await asyncio.sleep(LONGEST_PAUSE_S)
+                    await asyncio.sleep(RETRY_S)
         finally:
             self._task = None

@@ -159,10 +159,7 @@ class InternetController(Controller):
         if self._open is None:
             return ControllerStatus.TEMPORARILY_UNAVAILABLE
         status = self._open.parts.health.status
-        writer = self._open.writer
-        if status is ControllerStatus.OK and writer.refused is not None and writer.room < writer.refused:
-            return ControllerStatus.FULL
-        return status
+        return ControllerStatus.FULL if status is ControllerStatus.OK and self._open.writer.full else status
 
     def space(self) -> Space:
         """The capacity, and the stored bytes of this store's live chunks."""
@@ -303,19 +300,11 @@ class InternetController(Controller):
 
     async def write(self, requests: Sequence[WriteRequest]) -> list[Locator | Exception]:
         """Store chunks in new objects; each is answered with its locator, `ControllerFull` or `ControllerUnavailable`."""
-        opened = self._changing()
-        was = self.status
-        try:
-            return await opened.writer.write(requests)
-        finally:
-            self._tell(was)
+        return await self._changing().writer.write(requests)
 
     async def discard(self, locators: Sequence[tuple[int, Locator]]) -> None:
         """Free places; objects of which nothing is in use any more are deleted in batches, after an outage when it is over."""
-        opened = self._changing()
-        was = self.status
-        opened.writer.discard(locators)
-        self._tell(was)
+        self._changing().writer.discard(locators)
 
     async def sync(self) -> None:
         """Return at once: a bucket answers when it has stored."""
@@ -366,13 +355,3 @@ class InternetController(Controller):
         if opened.parts.context.read_only:
             raise ControllerError(f"controller {self.name!r} was opened read-only; open the store for writing")
         return opened
-
-    def _tell(self, was: ControllerStatus) -> None:
-        """The room has changed; what the bucket itself says is told by its health."""
-        if self._open is None:
-            return
-        writer = self._open.writer
-        if writer.refused is not None and writer.room >= writer.refused:
-            writer.refused = None
-        if self.status is not was:
-            self._open.parts.context.status_changed()

@@ -67,13 +67,18 @@ class Writer:
         self._timeout = timeout
         self.create = False
         """Whether the server is known to refuse to overwrite when it is asked to."""
-        self.refused: int | None = None
-        """The smallest number of stored bytes refused for the capacity, until so many are free."""
+        self._refused: int | None = None
+        self._told_full = False
 
     @property
     def room(self) -> int | float:
         """Bytes left of the capacity."""
         return float("inf") if self._capacity is None else self._capacity - self._parts.books.used
+
+    @property
+    def full(self) -> bool:
+        """Whether the smallest chunk refused for the capacity would still not fit."""
+        return self._refused is not None and self.room < self._refused
 
     async def write(self, requests: Sequence[WriteRequest]) -> Answers:
         """Answer each request with its locator or what befell it."""
@@ -111,6 +116,7 @@ class Writer:
             parts.books.used -= call.reserved - call.kept
             if call.doubtful:
                 parts.cleaning.add_later(sorted(call.doubtful), self._timeout)
+            self._tell()
         return answers
 
     def discard(self, locators: Iterable[tuple[int, Locator]]) -> None:
@@ -124,6 +130,15 @@ class Writer:
             shape = self._parts.books.discard(place)
             if shape is not None:
                 self._parts.cleaning.add(self._parts.layout.keys(place.number, shape.pieces))
+        self._tell()
+
+    def _tell(self) -> None:
+        """The room has changed; what the bucket itself says is told by its health."""
+        if not self.full:
+            self._refused = None
+        if self.full is not self._told_full:
+            self._told_full = self.full
+            self._parts.context.status_changed()
 
     # -- packs --------------------------------------------------------------------------------------------------------
 
@@ -242,7 +257,7 @@ class Writer:
 
     def _reserve(self, call: _Call, id: int, stored: int) -> Exception | None:
         if self.room < stored:
-            self.refused = min(stored, self.refused or stored)
+            self._refused = min(stored, self._refused or stored)
             return ControllerFull(
                 f"controller {self._name!r} has {self.room} of {self._capacity} bytes left, chunk {id} needs {stored}; raise "
                 "its capacity or let the next controller take it"

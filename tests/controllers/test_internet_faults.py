@@ -1,0 +1,346 @@
+"""The internet controller when the network and the servers misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+
+import obstore
+import pytest
+from dstorage_controllers.internet import InternetController, bucket
+from obstore.store import MemoryStore
+from servers.certificates import Authority
+from servers.moto import MotoServer
+from servers.proxy import FaultProxy
+from servers.scripted_s3 import ScriptedS3
+from servers.settled import settled
+
+from dstorage import ControllerError, ControllerFull, ControllerStatus, ControllerUnavailable, Locator, OpenContext
+from dstorage.controller import ReadRequest, WriteRequest
+from dstorage.testing import payload
+from dstorage.testing.suite import STORE, Bench, eventually
+
+_no_leaks = settled
+OK, AWAY, FULL = ControllerStatus.OK, ControllerStatus.TEMPORARILY_UNAVAILABLE, ControllerStatus.FULL
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory):
+    server = MotoServer(tmp_path_factory.mktemp("moto"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch):
+    for name, value in ScriptedS3.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+class Watched(Bench):
+    """Notes every status that the store is told of."""
+
+    def __init__(self, controller, directory, state=None):
+        super().__init__(controller, directory, state)
+        self.told: list[ControllerStatus] = []
+
+    async def open(self, *, read_only=False):
+        await self.controller.open(
+            OpenContext(
+                STORE,
+                3,
+                self.directory,
+                dict(self.state),
+                read_only=read_only,
+                status_changed=lambda: self.told.append(self.controller.status),
+            )
+        )
+
+
+@contextlib.asynccontextmanager
+async def watched(server, *, port=None, **options):
+    settings = dict(server.settings)
+    if port is not None:
+        settings["endpoint"] = f"http://127.0.0.1:{port}"
+    bench = Watched(InternetController(**{"timeout": 1.0, **settings, **options}), Path("unused"))
+    await bench.open()
+    try:
+        yield bench
+    finally:
+        await bench.controller.close()
+
+
+async def one(bench, id, data):
+    (answer,) = await bench.controller.write([WriteRequest(id, data)])
+    return answer
+
+
+# -- the network ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_refuses_is_away_until_it_is_back(moto):
+    async with FaultProxy(moto.port) as proxy, watched(moto, port=proxy.port, timeout=3.0) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        await proxy.refuse()
+        began = time.monotonic()
+        (answer,) = (await bench.get(places)).values()
+        assert isinstance(answer, ControllerUnavailable)
+        assert time.monotonic() - began < 6
+        assert bench.controller.status is AWAY
+        # The next are refused at once, with the time of the next probe.
+        began = time.monotonic()
+        refused = await one(bench, 2, b"x")
+        assert isinstance(refused, ControllerUnavailable)
+        assert refused.retry_after is not None
+        assert isinstance((await bench.get(places))[1], ControllerUnavailable)
+        assert time.monotonic() - began < 0.5
+        await proxy.listen()
+        await eventually(lambda: bench.controller.status is OK, "it does not notice that the server is back")
+        assert bench.told == [AWAY, OK]
+        assert await bench.get(places) == {1: payload(1, 5000)}
+
+
+@pytest.mark.parametrize("hole", ["requests", "replies"])
+async def test_what_the_network_swallows_is_answered_by_the_deadline(moto, hole):
+    async with FaultProxy(moto.port) as proxy, watched(moto, port=proxy.port) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        setattr(proxy, hole, False)
+        began = time.monotonic()
+        reading, writing = asyncio.create_task(bench.get(places)), asyncio.create_task(one(bench, 2, payload(2, 5000)))
+        assert isinstance((await reading)[1], ControllerUnavailable)
+        assert isinstance(await writing, ControllerUnavailable)
+        assert time.monotonic() - began < 4.0
+        assert bench.told == [AWAY]
+        setattr(proxy, hole, True)
+        proxy.cut()
+        await eventually(lambda: bench.controller.status is OK, "it does not notice that the network is back")
+        assert await bench.get(places) == {1: payload(1, 5000)}
+        assert await bench.get(await bench.put({2: payload(2, 5000)})) == {2: payload(2, 5000)}
+
+
+async def test_a_write_of_unknown_outcome_is_abandoned_and_its_object_deleted():
+    async with ScriptedS3() as server, watched(server, timeout=0.3) as bench:
+        used = bench.controller.space().used
+        first = bench.controller._open.parts.session.first
+
+        def deaf(method, key, query):
+            # It is stored, but the answer never comes.
+            if method == "PUT" and key.endswith(f"{first:014x}"):
+                server.objects[key] = b"x"
+                return 60.0
+            return None
+
+        server.script = deaf
+        assert isinstance(await one(bench, 1, payload(1, 5000)), ControllerUnavailable)
+        assert bench.controller.space().used == used
+        assert any(key.endswith(f"{first:014x}") for key in server.objects)
+        await eventually(lambda: bench.controller.status is OK, "it does not notice that the server is back")
+        places = await bench.put({1: payload(3, 5000)})
+        await eventually(
+            lambda: not any(key.endswith(f"{first:014x}") for key in server.objects), "the abandoned object is left"
+        )
+        assert await bench.get(places) == {1: payload(3, 5000)}
+
+
+async def test_connections_that_are_cut_cost_a_retry_and_no_failure(moto):
+    async with FaultProxy(moto.port) as proxy, watched(moto, port=proxy.port, timeout=10.0) as bench:
+        places = await bench.put({id: payload(id, 5000) for id in range(1, 20)})
+        for reset in (False, True):
+            proxy.cut(reset=reset)
+            assert await bench.get(places) == {id: payload(id, 5000) for id in places}
+            proxy.cut(reset=reset)
+            assert isinstance(await one(bench, 99, b"x"), Locator)
+        assert bench.told == []
+
+
+async def test_a_reply_that_breaks_off_is_resumed_or_refused(moto):
+    async with FaultProxy(moto.port) as proxy, watched(moto, port=proxy.port, timeout=2.0, compress=False) as bench:
+        places = await bench.put({1: payload(1, 200_000)})
+        proxy.cut()
+        for proxy.cut_after in (100_000, 1000, None):
+            answer = (await bench.get(places))[1]
+            assert answer == payload(1, 200_000) or isinstance(answer, ControllerUnavailable)
+        await eventually(lambda: bench.controller.status is OK, "it stays away")
+        assert await bench.get(places) == {1: payload(1, 200_000)}
+
+
+async def test_a_bucket_that_is_away_at_open_comes_later(moto):
+    async with FaultProxy(moto.port) as proxy, contextlib.AsyncExitStack() as stack:
+        await proxy.refuse()
+        with pytest.warns(RuntimeWarning, match="starts without its bucket"):
+            bench = await stack.enter_async_context(watched(moto, port=proxy.port))
+        assert bench.controller.status is AWAY
+        assert isinstance(await one(bench, 1, b"x"), ControllerUnavailable)
+        await proxy.listen()
+        await eventually(lambda: bench.controller.status is OK, "it does not notice that the bucket is there")
+        assert await bench.get(await bench.put({1: b"x"})) == {1: b"x"}
+        assert bench.controller._open.writer.create is True
+
+
+async def test_a_restarted_server_is_used_again(moto, tmp_path):
+    server = MotoServer(tmp_path)
+    server.start()
+    try:
+        async with watched(server) as bench:
+            await bench.put({1: b"x"})
+            server.kill()
+            assert isinstance(await one(bench, 2, b"y"), ControllerUnavailable)
+            await asyncio.to_thread(server.start)
+            await eventually(lambda: bench.controller.status is OK, "it does not notice that the server is back")
+            assert await bench.get(await bench.put({2: b"y"})) == {2: b"y"}
+    finally:
+        server.kill()
+
+
+async def test_a_slow_read_is_asked_for_twice(monkeypatch):
+    store, slow, calls = MemoryStore(), [False], []
+    real = obstore.get_range_async
+
+    async def tardy(store, key, **range):
+        calls.append(key)
+        if slow[0]:
+            slow[0] = False
+            await asyncio.sleep(60)
+        return await real(store, key, **range)
+
+    monkeypatch.setattr(bucket.obstore, "get_range_async", tardy)
+    bench = Watched(InternetController(url="s3://bucket", store=store), Path("unused"))
+    await bench.open()
+    try:
+        places = await bench.put({1: payload(1, 5000)})
+        for _ in range(40):
+            await bench.get(places)
+        slow[0] = True
+        calls.clear()
+        began = time.monotonic()
+        assert await bench.get(places) == {1: payload(1, 5000)}
+        assert time.monotonic() - began < 5
+        assert len(calls) == 2
+        assert bench.controller._open.parts.bucket.hedges >= 1
+    finally:
+        await bench.controller.close()
+
+
+# -- the server ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_wants_less_is_asked_again_later():
+    async with ScriptedS3() as server, watched(server, timeout=10.0) as bench:
+        refusals = iter([(503, b"<Error><Code>SlowDown</Code></Error>")] * 2)
+        server.script = lambda method, key, query: next(refusals, None)
+        places = await bench.put({1: payload(1, 5000)})
+        assert await bench.get(places) == {1: payload(1, 5000)}
+        assert bench.told == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(507, b"<Error><Code>InsufficientStorage</Code></Error>"), (403, b"<Error><Code>QuotaExceeded</Code></Error>")],
+)
+async def test_a_full_server_is_full_and_goes_on_reading(answer):
+    async with ScriptedS3() as server, watched(server, timeout=8.0) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        server.script = lambda method, key, query: answer if method == "PUT" else None
+        assert isinstance(await one(bench, 2, payload(2, 5000)), ControllerFull)
+        assert bench.controller.status is FULL
+        assert await bench.get(places) == {1: payload(1, 5000)}
+        server.script = lambda method, key, query: None
+        await eventually(lambda: bench.controller.status is OK, "it does not notice that there is room")
+        assert bench.told == [FULL, OK]
+
+
+async def test_rights_that_are_taken_away_end_writing_and_not_reading():
+    async with ScriptedS3() as server, watched(server) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        denied = (403, b"<Error><Code>AccessDenied</Code></Error>")
+        server.script = lambda method, key, query: denied if method == "PUT" else None
+        answer = await one(bench, 2, payload(2, 5000))
+        assert isinstance(answer, ControllerUnavailable)
+        assert bench.controller.status is AWAY
+        assert await bench.get(places) == {1: payload(1, 5000)}
+
+
+async def test_missing_rights_and_buckets_are_told_at_open(moto):
+    async with ScriptedS3() as server:
+        server.script = lambda method, key, query: (403, b"<Error><Code>AccessDenied</Code></Error>")
+        with pytest.raises(ControllerError, match="check credentials and rights"):
+            async with watched(server):
+                pass
+    with pytest.raises(ControllerError, match="no such bucket"):
+        async with watched(moto, url="s3://nobody-made-this"):
+            pass
+
+
+async def test_a_bucket_that_vanishes_is_away_and_nothing_is_lost():
+    async with ScriptedS3() as server, watched(server) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        gone = (404, b"<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>")
+        server.script = lambda method, key, query: gone
+        assert isinstance((await bench.get(places))[1], ControllerUnavailable)
+        server.script = lambda method, key, query: None
+        await eventually(lambda: bench.controller.status is OK, "it stays away")
+        assert await bench.get(places) == {1: payload(1, 5000)}
+
+
+async def test_objects_whose_deletion_failed_are_deleted_later():
+    async with ScriptedS3() as server, watched(server) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        refusals = iter([(500, b"")] * 8)
+        server.script = lambda method, key, query: next(refusals, None) if method == "POST" else None
+        await bench.controller.discard(list(places.items()))
+        await eventually(lambda: len(server.objects) == 1, "the object is left")
+
+
+async def test_everything_is_over_soon_when_nothing_is_answered():
+    """Also for what waited for its turn behind others."""
+    async with ScriptedS3() as server, watched(server, connections=2, timeout=0.5, pack_bytes=2**16) as bench:
+        server.script = lambda method, key, query: 60.0 if method == "PUT" else None
+        began = time.monotonic()
+        answers = await bench.controller.write([WriteRequest(id, payload(2 * id + 1, 60_000)) for id in range(1, 31)])
+        assert time.monotonic() - began < 5
+        assert all(isinstance(answer, ControllerUnavailable) for answer in answers)
+
+
+# -- TLS -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_https_with_certificates_of_ones_own(tmp_path):
+    authority = Authority(tmp_path / "ca")
+    certificate, key = authority.issue("localhost")
+    server = MotoServer(tmp_path / "moto", "--ssl-cert", str(certificate), "--ssl-key", str(key), bucket=False)
+    server.start()
+    try:
+        endpoint = f"https://localhost:{server.port}"
+        options = {"endpoint": endpoint, "allow_http": False, "timeout": 10.0}
+        with pytest.raises(ControllerError, match="no such bucket"):
+            async with watched(server, ca_file=authority.ca_file, **options):
+                pass
+        async with contextlib.AsyncExitStack() as stack:
+            with pytest.warns(RuntimeWarning, match="starts without"):
+                bench = await stack.enter_async_context(watched(server, **options))
+            assert bench.controller.status is AWAY
+    finally:
+        server.kill()
+
+
+async def test_plain_http_is_spoken_only_when_allowed(moto, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{moto.port}")
+    async with contextlib.AsyncExitStack() as stack:
+        with pytest.warns(RuntimeWarning, match="starts without"):
+            bench = await stack.enter_async_context(watched(moto, endpoint=None, allow_http=False))
+        assert bench.controller.status is AWAY
+
+
+async def test_reading_goes_on_beside_a_slow_write():
+    async with ScriptedS3() as server, watched(server, timeout=5.0) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        server.script = lambda method, key, query: 1.0 if method == "PUT" else None
+        writing = asyncio.create_task(one(bench, 2, payload(2, 5000)))
+        await asyncio.sleep(0)
+        (answer,) = await bench.controller.read([ReadRequest(1, places[1])])
+        assert bytes(answer) == payload(1, 5000)
+        assert not writing.done()
+        assert isinstance(await writing, Locator)
