@@ -1,7 +1,7 @@
 """The catalog: where each chunk lives, on disk, in one LMDB environment.
 
-Tables: ``records`` (id -> 32-byte record), ``controllers`` (index -> JSON), ``names`` (key -> id), ``state`` (controllers'
-private state) and ``meta`` (format version, store uuid, next id, namespaces). `Catalog.apply` is the one place that changes it: one
+Tables: ``records`` (id -> 32-byte record), ``copies`` (id -> records of further places of the same bytes, one after the other),
+``controllers`` (index -> JSON), ``names`` (key -> id), ``state`` (controllers' private state) and ``meta`` (format version, store uuid, next id, namespaces). `Catalog.apply` is the one place that changes it: one
 LMDB transaction, durable when it returns. So a crash leaves either all of a commit or nothing of it.
 
 Reads go through one standing read transaction that is begun anew after each commit: a lookup costs about a microsecond and
@@ -23,7 +23,7 @@ from uuid import UUID, uuid4
 import lmdb
 
 from dstorage.errors import CorruptData, NotAStoreError, UsageError, VersionError
-from dstorage.record import KEY, MAX_ID, Record, pack_record, unpack_record
+from dstorage.record import KEY, MAX_ID, RECORD, Record, pack_record, unpack_record
 
 FORMAT_VERSION = 1
 FIRST_MAP_BYTES = 64 * 2**20
@@ -77,15 +77,23 @@ class Changes:
 
     Attributes:
         records: id -> its new record, or None for a deleted chunk.
+        copies: id -> records of its further places; an id in `records` that is not here has none.
         accessed: id -> last access (ns since the epoch), for records that are otherwise unchanged.
         names: key -> id, or None to delete the name.
         state: (controller index, key) -> value; an empty value deletes the entry.
     """
 
     records: Mapping[int, Record | None] = field(default_factory=dict)
+    copies: Mapping[int, tuple[Record, ...]] = field(default_factory=dict)
     accessed: Mapping[int, int] = field(default_factory=dict)
     names: Mapping[bytes, int | None] = field(default_factory=dict)
     state: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
+
+
+def _unpack_copies(raw: bytes) -> tuple[Record, ...]:
+    if len(raw) % RECORD.size:
+        raise CorruptData(f"an entry of {len(raw)} bytes in the catalog's table of copies is damaged")
+    return tuple(unpack_record(raw[start : start + RECORD.size]) for start in range(0, len(raw), RECORD.size))
 
 
 class Catalog:
@@ -126,6 +134,7 @@ class Catalog:
             self._leave()
             raise
         self._txn = self._env.begin()
+        self.has_copies = self._any_copies()
 
     def _open_tables(self, exists: bool) -> None:
         env = self._env
@@ -136,6 +145,7 @@ class Catalog:
                 txn.put(b"uuid", uuid4().bytes, db=meta)
                 txn.put(b"next_id", _ID.pack(1), db=meta)
                 env.open_db(b"records", txn, integerkey=True)
+                env.open_db(b"copies", txn, integerkey=True)
                 for name in (b"controllers", b"names", b"state"):
                     env.open_db(name, txn)
         try:
@@ -152,6 +162,7 @@ class Catalog:
                     )
                 self.uuid = UUID(bytes=txn.get(b"uuid", b""))
             self._records = env.open_db(b"records", create=False, integerkey=True)
+            self._copies = env.open_db(b"copies", create=False, integerkey=True)
             self._controllers = env.open_db(b"controllers", create=False)
             self._names = env.open_db(b"names", create=False)
             self._state = env.open_db(b"state", create=False)
@@ -164,6 +175,14 @@ class Catalog:
         """The committed record of `id`, or None."""
         raw = self._txn.get(KEY.pack(id), db=self._records)
         return None if raw is None else unpack_record(raw)
+
+    def copies(self, id: int) -> tuple[Record, ...]:
+        """The committed records of the further places of `id`."""
+        raw = self._txn.get(KEY.pack(id), db=self._copies) if self.has_copies else None
+        return () if raw is None else _unpack_copies(raw)
+
+    def _any_copies(self) -> bool:
+        return bool(self._txn.stat(self._copies)["entries"])
 
     def get_name(self, name: bytes) -> int | None:
         """The id committed under `name`, or None."""
@@ -214,7 +233,7 @@ class Catalog:
         return int(_ID.unpack(self._txn.get(b"next_id", _ID.pack(1), db=self._meta))[0])
 
     def controllers(self) -> dict[int, dict[str, Any]]:
-        """The list of controllers: index -> {name, kind, rank, settings, removed}."""
+        """The list of controllers: index -> {name, kind, rank, settings, removed, draining}."""
         found = {}
         for key, raw in self._txn.cursor(db=self._controllers):
             try:
@@ -225,6 +244,7 @@ class Catalog:
                     "rank": int(entry["rank"]),
                     "settings": dict(entry["settings"]),
                     "removed": bool(entry["removed"]),
+                    "draining": bool(entry["draining"]),
                 }
             except (ValueError, KeyError, TypeError) as error:
                 raise CorruptData(f"{self.path}: entry {key!r} in the list of controllers is damaged") from error
@@ -266,6 +286,7 @@ class Catalog:
         except lmdb.MapResizedError:
             self._env.set_mapsize(0)
             self._txn = self._env.begin()
+        self.has_copies = self._any_copies()
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -291,14 +312,15 @@ class Catalog:
         for user in self._shared.users:
             user._txn = self._env.begin()
 
-    def superseded(self, ids: Iterable[int]) -> dict[int, Record]:
-        """The committed records of those `ids` that have one (for the writer thread)."""
-        with self._env.begin(db=self._records) as txn:
+    def superseded(self, ids: Iterable[int]) -> dict[int, tuple[Record, ...]]:
+        """The committed places, all copies, of those `ids` that have any (for the writer thread)."""
+        with self._env.begin() as txn:
             found = {}
             for id in ids:
-                raw = txn.get(KEY.pack(id))
+                raw = txn.get(KEY.pack(id), db=self._records)
                 if raw is not None:
-                    found[id] = unpack_record(raw)
+                    copies = txn.get(KEY.pack(id), db=self._copies) if self.has_copies else None
+                    found[id] = (unpack_record(raw), *(_unpack_copies(copies) if copies is not None else ()))
             return found
 
     def apply(self, changes: Changes) -> None:
@@ -315,6 +337,11 @@ class Catalog:
                     txn.delete(KEY.pack(id), db=records)
                 else:
                     txn.put(KEY.pack(id), pack_record(record), db=records)
+                copies = changes.copies.get(id)
+                if copies:
+                    txn.put(KEY.pack(id), b"".join(map(pack_record, copies)), db=self._copies)
+                elif self.has_copies:
+                    txn.delete(KEY.pack(id), db=self._copies)
             for name, named in changes.names.items():
                 if named is None:
                     txn.delete(name, db=self._names)
@@ -331,13 +358,10 @@ class Catalog:
         with self._env.begin(write=True, db=self._meta) as txn:
             txn.put(b"next_id", _ID.pack(next_id))
 
-    def put_controller(
-        self, index: int, *, name: str, kind: str, rank: int, settings: Mapping[str, object], removed: bool
-    ) -> None:
-        """Write one entry of the list of controllers, durably."""
-        entry = {"name": name, "kind": kind, "rank": rank, "settings": dict(settings), "removed": removed}
+    def put_controller(self, index: int, entry: Mapping[str, object]) -> None:
+        """Write one entry of the list of controllers (see `controllers`), durably."""
         with self._env.begin(write=True, db=self._controllers) as txn:
-            txn.put(_INDEX_KEY.pack(index), json.dumps(entry, sort_keys=True).encode())
+            txn.put(_INDEX_KEY.pack(index), json.dumps(dict(entry), sort_keys=True).encode())
         self.refresh()
 
     def put_namespace(self, number: int, *, name: str, share: float) -> None:

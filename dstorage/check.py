@@ -1,6 +1,6 @@
 """fsck for a store: reads every chunk and compares every controller's books with the catalog.
 
-Found are: records that name an unknown or removed controller, chunks whose bytes are gone or fail their checksum, and space that
+Found are: records that name an unknown or removed controller, chunks (or copies) whose bytes are gone or fail their checksum, and space that
 a controller counts as used although no record refers to it (or the other way round).
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from dstorage.controller import ReadRequest
@@ -25,13 +25,14 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        kind: "lost" (gone for ever), "unavailable" (cannot be read now), "books" (a controller's accounting is off).
+        kind: "lost" (gone for ever), "copy" (gone in one place, whole in another), "unavailable" (cannot be read now), "books" (a
+            controller's accounting is off).
         id: The chunk, or 0.
         controller: Name of the controller concerned.
         reason: In words.
     """
 
-    kind: Literal["lost", "unavailable", "books"]
+    kind: Literal["lost", "copy", "unavailable", "books"]
     id: int
     controller: str
     reason: str
@@ -46,17 +47,20 @@ class CheckReport:
         size_bytes: Their bytes.
         problems: What is wrong; empty for a sound store.
         repaired: Ids of lost chunks that were dropped.
+        healed: Ids of chunks that were written anew from a copy where they were damaged.
     """
 
     chunks: int = 0
     size_bytes: int = 0
     problems: list[Problem] = field(default_factory=list)
     repaired: list[int] = field(default_factory=list)
+    healed: list[int] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
         """Whether nothing is wrong (any more)."""
-        return all(p.kind == "lost" and p.id in self.repaired for p in self.problems)
+        mended = {"lost": self.repaired, "copy": self.healed}
+        return all(problem.id in mended.get(problem.kind, ()) for problem in self.problems)
 
 
 async def check(
@@ -66,75 +70,84 @@ async def check(
 
     Args:
         store: An open store that nobody else changes meanwhile.
-        repair: Drop the records of chunks that are lost, and commit.
+        repair: Write what is damaged anew from a whole copy, drop the records of chunks that are lost, and commit.
         advance: Called with the number of chunks done.
     """
     report = CheckReport()
     used: dict[int, int] = defaultdict(int)
     batches: dict[int, list[tuple[int, Record]]] = defaultdict(list)
-    for id, record in store.records():
+    bad: dict[int, list[tuple[Record, Problem]]] = defaultdict(list)
+    for id, first in store.records():
         report.chunks += 1
-        report.size_bytes += record.locator.size
-        entry = store.entry(record.controller)
-        if entry is None:
-            _note(report, "lost", id, str(record.controller), "its controller is not in the store's list")
-        elif entry.removed:
-            _note(report, "lost", id, entry.name, "its controller was declared removed")
-        elif entry.controller is None:
-            _note(
-                report,
-                "unavailable",
-                id,
-                entry.name,
-                f"its controller is not loaded ({entry.error or 'not registered'})",
-            )
-        else:
-            try:
-                used[record.controller] += entry.controller.footprint(record.locator)
-            except CorruptData as error:
-                _note(report, "lost", id, entry.name, str(error))
-                advance(1)
+        report.size_bytes += first.locator.size
+        for place in store.places(id):
+            problem = _look(store, id, place, used)
+            if problem is not None:
+                bad[id].append((place, problem))
                 continue
-            batch = batches[record.controller]
-            batch.append((id, record))
+            batch = batches[place.controller]
+            batch.append((id, place))
             if len(batch) >= BATCH_CHUNKS or sum(r.locator.size for _, r in batch) >= BATCH_BYTES:
-                await _read(store, report, record.controller, batches.pop(record.controller))
+                await _read(store, bad, place.controller, batches.pop(place.controller))
         advance(1)
     for index, batch in batches.items():
-        await _read(store, report, index, batch)
+        await _read(store, bad, index, batch)
+    for id, found in sorted(bad.items()):
+        whole = len(found) < len(store.places(id))
+        for place, problem in found:
+            if whole and problem.kind == "lost":
+                problem = replace(problem, kind="copy")
+                if repair and await store.heal(id, place):
+                    report.healed.append(id)
+            report.problems.append(problem)
     for info in store.controllers():
         entry = store.entry(info.index)
         if entry is not None and entry.controller is not None:
             booked = entry.controller.committed_bytes()
             if booked is not None and booked != used[info.index]:
-                _note(
-                    report, "books", 0, info.name, f"it counts {booked} bytes as used, the catalog {used[info.index]}"
-                )
+                told = f"it counts {booked} bytes as used, the catalog {used[info.index]}"
+                report.problems.append(Problem("books", 0, info.name, told))
     if repair:
-        lost = [problem.id for problem in report.problems if problem.kind == "lost"]
+        # An id with one place that is away and another that is lost may come back.
+        away = {problem.id for problem in report.problems if problem.kind == "unavailable"}
+        lost = sorted({problem.id for problem in report.problems if problem.kind == "lost"} - away)
         for id in lost:
             store.forget(id)
-        if lost:
+        if lost or report.healed:
             await store.commit()
         report.repaired = lost
     return report
 
 
-async def _read(store: Store, report: CheckReport, index: int, batch: list[tuple[int, Record]]) -> None:
+def _look(store: Store, id: int, place: Record, used: dict[int, int]) -> Problem | None:
+    """What is wrong with a place before anything is read."""
+    entry = store.entry(place.controller)
+    if entry is None:
+        return Problem("lost", id, str(place.controller), "its controller is not in the store's list")
+    if entry.removed:
+        return Problem("lost", id, entry.name, "its controller was declared removed")
+    if entry.controller is None:
+        why = f"its controller is not loaded ({entry.error or 'not registered'})"
+        return Problem("unavailable", id, entry.name, why)
+    try:
+        used[place.controller] += entry.controller.footprint(place.locator)
+    except CorruptData as error:
+        return Problem("lost", id, entry.name, str(error))
+    return None
+
+
+async def _read(
+    store: Store, bad: dict[int, list[tuple[Record, Problem]]], index: int, batch: list[tuple[int, Record]]
+) -> None:
     entry = store.entry(index)
     assert entry is not None
     assert entry.controller is not None
-    answers = await entry.controller.read([ReadRequest(id, record.locator) for id, record in batch])
-    for (id, record), answer in zip(batch, answers, strict=True):
+    answers = await entry.controller.read([ReadRequest(id, place.locator) for id, place in batch])
+    for (id, place), answer in zip(batch, answers, strict=True):
         if isinstance(answer, (Lost, CorruptData)):
-            _note(report, "lost", id, entry.name, str(answer))
+            bad[id].append((place, Problem("lost", id, entry.name, str(answer))))
         elif isinstance(answer, Exception):
-            _note(report, "unavailable", id, entry.name, str(answer))
-        elif len(answer) != record.locator.size:
-            _note(report, "lost", id, entry.name, f"{len(answer)} bytes instead of {record.locator.size}")
-
-
-def _note(
-    report: CheckReport, kind: Literal["lost", "unavailable", "books"], id: int, controller: str, reason: str
-) -> None:
-    report.problems.append(Problem(kind, id, controller, reason))
+            bad[id].append((place, Problem("unavailable", id, entry.name, str(answer))))
+        elif len(answer) != place.locator.size:
+            why = f"{len(answer)} bytes instead of {place.locator.size}"
+            bad[id].append((place, Problem("lost", id, entry.name, why)))

@@ -2,7 +2,7 @@
 
 1. *Cut.* In one step of the loop: the present contents of all dirty durable chunks and all changed records become the commit's.
    Contents are immutable, so the program goes on changing chunks meanwhile; that is the next commit's.
-2. *Write* what is not on a controller yet. Nothing that the last commit refers to is overwritten.
+2. *Write* what is not on a controller yet, and the copies that rules ask for. Nothing that the last commit refers to is overwritten.
 3. *Sync* every controller that took something.
 4. *Switch* all records, names and private states of controllers in one LMDB transaction.
 5. *Discard* the places that no commit refers to any more.
@@ -21,10 +21,11 @@ from typing import Any
 
 import lmdb
 
+from dstorage.copies import Copier
 from dstorage.errors import ControllerUnavailable, StoreFull, TemporarilyUnavailable
 from dstorage.index import Index
 from dstorage.paging.writeback import WriteBack
-from dstorage.record import Locator, Record
+from dstorage.record import Locator
 from dstorage.registry import Registry
 from dstorage.uses import Uses
 
@@ -39,6 +40,7 @@ class Committer:
         index: What changed.
         writeback: Writes what is dirty.
         registry: Whom to sync.
+        copier: Makes the copies without which a commit is not there.
         writer: One thread, the only one that writes to the catalog.
         spawn: Starts a task that the store owns.
         discard: Frees places after the switch.
@@ -51,6 +53,7 @@ class Committer:
         registry: Registry,
         uses: Uses,
         *,
+        copier: Copier,
         writer: ThreadPoolExecutor,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         discard: Callable[[int, list[tuple[int, Locator]]], None],
@@ -59,6 +62,7 @@ class Committer:
         self._writeback = writeback
         self._registry = registry
         self._uses = uses
+        self._copier = copier
         self._writer = writer
         self._spawn = spawn
         self._discard = discard
@@ -93,8 +97,7 @@ class Committer:
             try:
                 dead = await self._make_durable()
             except BaseException:
-                for id, record in self._index.thaw():
-                    self._discard(record.controller, [(id, record.locator)])
+                self._index.thaw()
                 raise
             finally:
                 self._writeback.cut = {}
@@ -110,7 +113,11 @@ class Committer:
         if not index.frozen and not index.frozen_names:
             index.committed()
             return {}
-        await self._sync({record.controller for record in index.frozen.values() if record is not None})
+        await self._copier.cover(index.frozen)
+        await self._sync(
+            {record.controller for record in index.frozen.values() if record is not None}
+            | {copy.controller for copies in index.frozen_copies.values() for copy in copies}
+        )
         loop = asyncio.get_running_loop()
         alive, dead = await loop.run_in_executor(self._writer, self._sort_places)
         accessed = self._uses.take_times()
@@ -159,9 +166,10 @@ class Committer:
         alive: Places = defaultdict(list)
         dead: Places = defaultdict(list)
         for id, record in frozen.items():
-            before: Record | None = old.get(id)
-            if record is not None and (before is None or before[1:] != record[1:]):
-                alive[record.controller].append((id, record.locator))
-            if before is not None and (record is None or before[1:] != record[1:]):
-                dead[before.controller].append((id, before.locator))
+            before = {place[1:] for place in old.get(id, ())}
+            now = {place[1:] for place in (record, *self._index.frozen_copies.get(id, ())) if place is not None}
+            for controller, locator in now - before:
+                alive[controller].append((id, locator))
+            for controller, locator in before - now:
+                dead[controller].append((id, locator))
         return alive, dead

@@ -223,9 +223,7 @@ class Contents:
         self._pagein.abandon(handle)
         if handle.buffer is not None:
             self._memory.forget(handle)
-        free = self._index.put(handle.id, None)
-        if free is not None:
-            self._store.discard(free.controller, [(handle.id, free.locator)])
+        self._index.put(handle.id, None)
         self._writeback.scratch.discard(handle.id)
         self._writeback.pinned.pop(handle.id, None)
         handle.to(Status.DELETED)

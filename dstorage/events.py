@@ -13,7 +13,18 @@ from types import TracebackType
 from typing import Literal, Self
 
 Kind = Literal[
-    "created", "resolved", "evicted", "written", "moved", "deleted", "lost", "unavailable", "controller", "commit"
+    "created",
+    "resolved",
+    "evicted",
+    "written",
+    "moved",
+    "copied",
+    "healed",
+    "deleted",
+    "lost",
+    "unavailable",
+    "controller",
+    "commit",
 ]
 
 
@@ -24,7 +35,7 @@ class Event:
     Attributes:
         kind: What.
         id: The chunk concerned, or 0.
-        detail: evicted: the reason ("room", "limit", "critical"); written, moved: the controller's name; lost,
+        detail: evicted: the reason ("room", "limit", "critical"); written, moved, copied, healed: the controller's name; lost,
             unavailable: why; controller: "name: status".
     """
 

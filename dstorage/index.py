@@ -2,7 +2,8 @@
 
 Three layers, newest first: `current` (changed since the last cut), `frozen` (being committed), the catalog (committed).
 A fourth table, `scratch`, holds records of chunks on volatile controllers: they are never committed, for after a crash
-they would point at nothing.
+they would point at nothing. A chunk has one record and any number of copies, further places of the same bytes; a layer that
+has its record says what copies it has, too.
 
 The rule for superseded places, which copy-on-write rests on: a place that no commit refers to, neither the last one nor
 the one under way, is free at once; any other only after the commit that stops referring to it.
@@ -11,22 +12,31 @@ the one under way, is free at once; any other only after the commit that stops r
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dstorage.catalog import Catalog, Changes
 from dstorage.record import MAX_ID, Record
 
+Copies = tuple[Record, ...]
+
 
 class Index:
-    """The current record of every chunk; see the module's docstring.
+    """The current places of every chunk; see the module's docstring.
 
     All methods are for the store's event loop and none of them waits.
+
+    Args:
+        catalog: The last commit.
+        free: Called with (id, record) for each place that no commit refers to any more.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, free: Callable[[int, Record], None]) -> None:
         self.catalog = catalog
+        self._free = free
         self.current: dict[int, Record | None] = {}
         self.frozen: dict[int, Record | None] = {}
+        self._current_copies: dict[int, Copies] = {}
+        self.frozen_copies: dict[int, Copies] = {}
         self.committing = False
         self.scratch: dict[int, Record] = {}
         self.names: dict[bytes, int | None] = {}
@@ -41,75 +51,93 @@ class Index:
             return self.scratch[id]
         return self.catalog.get(id)
 
-    def put(self, id: int, record: Record | None, *, volatile: bool = False) -> Record | None:
-        """Make `record` (None: deleted) the current one of `id`.
+    def copies(self, id: int) -> Copies:
+        """Further places of the same bytes."""
+        if id in self.current:
+            return self._current_copies.get(id, ())
+        if id in self.frozen:
+            return self.frozen_copies.get(id, ())
+        return () if id in self.scratch else self.catalog.copies(id)
 
-        Returns:
-            The record whose place became free at once, because no commit refers to it; else None.
-        """
-        free = self.scratch.pop(id, None)
+    def places(self, id: int) -> Copies:
+        """All places of the bytes of `id`: its record first, then its copies; empty when there is no such chunk."""
+        record = self.get(id)
+        return () if record is None else (record, *self.copies(id))
+
+    def put(self, id: int, record: Record | None, *, volatile: bool = False, copies: Copies = ()) -> None:
+        """Make `record` (None: deleted) the current one of `id`, and `copies` all further places of its bytes."""
+        before = (self.scratch.pop(id, None), self.current.get(id), *self._current_copies.pop(id, ()))
+        superseded = [place for place in before if place is not None]
         if volatile:
             assert record is not None
             self.scratch[id] = record
+            self.current.pop(id, None)
             # What an earlier commit knows of this id is superseded all the same.
-            superseded = self.current.pop(id, None)
             if self.frozen.get(id) is not None or self.catalog.get(id) is not None:
                 self.current[id] = None
-            return free or superseded
-        superseded = self.current.get(id)
-        if record is None and not self.committing and self.catalog.get(id) is None:
+        elif record is None and not self.committing and self.catalog.get(id) is None:
             # No commit knows it, and none is under way that may come to: nothing is left to delete.
             self.current.pop(id, None)
         else:
             self.current[id] = record
-        return free or superseded
+            if copies:
+                self._current_copies[id] = copies
+        if superseded:
+            self._free_but(id, superseded, (record, *copies), (self.frozen.get(id), *self.frozen_copies.get(id, ())))
 
-    def put_frozen(self, id: int, record: Record) -> Record | None:
-        """Record where the commit under way has put the bytes of `id`.
-
-        Returns:
-            The record whose place became free at once: written after the last commit, superseded before this one.
-        """
-        superseded = self.frozen.get(id)
+    def put_frozen(self, id: int, record: Record, *, copies: Copies = ()) -> None:
+        """Record where the commit under way has put the bytes of `id`, and the copies it has made of them."""
+        before, before_copies = self.frozen.get(id), self.frozen_copies.pop(id, ())
         self.frozen[id] = record
-        return superseded
+        if copies:
+            self.frozen_copies[id] = copies
+        if before is not None:
+            self._free_but(id, [before, *before_copies], (record, *copies))
+
+    def _free_but(self, id: int, superseded: list[Record], *kept: tuple[Record | None, ...]) -> None:
+        """Free places, but for those that one of the layers still refers to: one may be in several, now as a copy, now as the record."""
+        committed = (self.catalog.get(id), *self.catalog.copies(id))
+        places = {record[1:] for layer in (*kept, committed) for record in layer if record is not None}
+        for record in superseded:
+            if record[1:] not in places:
+                self._free(id, record)
 
     def freeze(self) -> None:
         """Cut: what changed so far belongs to the commit now beginning."""
         assert not self.frozen
         assert not self.frozen_names
         self.frozen, self.current = self.current, {}
+        self.frozen_copies, self._current_copies = self._current_copies, {}
         self.frozen_names, self.names = self.names, {}
         self.committing = True
 
-    def thaw(self) -> list[tuple[int, Record]]:
-        """The commit failed: what it held is current again, except where something newer is.
-
-        Returns:
-            (id, record) of places that nothing refers to any more.
-        """
-        free = []
-        for id, record in self.frozen.items():
+    def thaw(self) -> None:
+        """The commit failed: what it held is current again, except where something newer is."""
+        frozen, copies = self.frozen, self.frozen_copies
+        self.frozen, self.frozen_copies = {}, {}
+        for id, record in frozen.items():
             if id not in self.current:
                 self.current[id] = record
+                if id in copies:
+                    self._current_copies[id] = copies[id]
             elif record is not None:
-                free.append((id, record))
-        self.frozen = {}
+                newer = (self.current[id], *self._current_copies.get(id, ()))
+                self._free_but(id, [record, *copies.get(id, ())], newer)
         self.names = self.frozen_names | self.names
         self.frozen_names = {}
         self.committing = False
-        return free
 
     def committed(self) -> None:
         """The commit succeeded: the catalog now says what `frozen` said."""
         self.frozen = {}
+        self.frozen_copies = {}
         self.frozen_names = {}
         self.committing = False
         self.catalog.refresh()
 
     def frozen_changes(self, accessed: dict[int, int], state: dict[tuple[int, int], bytes]) -> Changes:
         """What `Catalog.apply` has to switch."""
-        return Changes(records=self.frozen, accessed=accessed, names=self.frozen_names, state=state)
+        return Changes(self.frozen, self.frozen_copies, accessed, self.frozen_names, state)
 
     @property
     def changed(self) -> bool:

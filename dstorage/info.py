@@ -46,7 +46,19 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class ControllerInfo:
-    """One line of the list of controllers, see `Store.controllers`."""
+    """One line of the list of controllers, see `Store.controllers`.
+
+    Attributes:
+        index: Its place, for ever.
+        name: Its name.
+        kind: Of plug-in.
+        rank: Performance class; higher is faster.
+        status: As the store sees it.
+        volatile: Whether a crash loses what it keeps.
+        space: Bytes in all and used.
+        error: Why it is not loaded, or None.
+        draining: Its chunks are to move elsewhere, and it gets no new ones.
+    """
 
     index: int
     name: str
@@ -56,6 +68,7 @@ class ControllerInfo:
     volatile: bool
     space: Space
     error: str | None
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +83,7 @@ class ChunkInfo:
         resident: In memory.
         dirty: Newer in memory than on the controller.
         refs: References held.
+        copies: Names of the controllers that keep it as well.
     """
 
     id: int
@@ -79,3 +93,4 @@ class ChunkInfo:
     resident: bool
     dirty: bool
     refs: int
+    copies: tuple[str, ...] = ()

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from dstorage.catalog import Catalog
 from dstorage.controller import ENTRY_POINT_GROUP, Controller, ControllerStatus
 from dstorage.errors import ControllerError, InvalidArgumentError
+from dstorage.record import Record
 from dstorage.tier import Throttle, TierRule
 
 MAX_CONTROLLERS = 65536
@@ -28,16 +29,36 @@ class Entry:
         rank: Performance class; higher is faster.
         settings: What the plug-in needs to be built again.
         removed: Declared removed: its chunks are lost.
+        draining: Its chunks are to move elsewhere, and it gets no new ones.
         controller: The loaded and opened instance, or None.
         error: Why it is not loaded, if loading failed.
         rule: How the program wants it used.
         throttle: Slows what is written to it; None: nothing does.
     """
 
-    __slots__ = ("controller", "error", "index", "kind", "name", "rank", "removed", "rule", "settings", "throttle")
+    __slots__ = (
+        "controller",
+        "draining",
+        "error",
+        "index",
+        "kind",
+        "name",
+        "rank",
+        "removed",
+        "rule",
+        "settings",
+        "throttle",
+    )
 
     def __init__(
-        self, index: int, name: str, kind: str, rank: int, settings: Mapping[str, object], removed: bool
+        self,
+        index: int,
+        name: str,
+        kind: str,
+        rank: int,
+        settings: Mapping[str, object],
+        removed: bool = False,
+        draining: bool = False,
     ) -> None:
         self.index = index
         self.name = name
@@ -45,6 +66,7 @@ class Entry:
         self.rank = rank
         self.settings = dict(settings)
         self.removed = removed
+        self.draining = draining
         self.controller: Controller | None = None
         self.error: Exception | None = None
         self.rule = TierRule()
@@ -71,7 +93,7 @@ class Registry:
         self._rules = rules
         self._read_only = read_only
         self._entries = {
-            index: Entry(index, e["name"], e["kind"], e["rank"], e["settings"], e["removed"])
+            index: Entry(index, e["name"], e["kind"], e["rank"], e["settings"], e["removed"], e["draining"])
             for index, e in catalog.controllers().items()
         }
         for entry in self._entries.values():
@@ -116,7 +138,7 @@ class Registry:
             if len(self._entries) >= MAX_CONTROLLERS:
                 raise InvalidArgumentError(f"the list of controllers is full ({MAX_CONTROLLERS})")
             index = max(self._entries, default=-1) + 1
-            entry = Entry(index, name, controller.kind, controller.rank, controller.settings, False)
+            entry = Entry(index, name, controller.kind, controller.rank, controller.settings)
             self._entries[index] = entry
             self._apply_rule(entry)
         elif entry.kind != controller.kind:
@@ -143,14 +165,42 @@ class Registry:
         self._write(entry)
         self.reorder()
 
+    def declare_draining(self, entry: Entry, draining: bool) -> None:
+        """Note, durably, whether the entry's chunks are to leave it."""
+        entry.draining = draining
+        self._write(entry)
+
+    @property
+    def copying(self) -> bool:
+        """Whether any rule asks for copies."""
+        return any(entry.rule.copy_to for entry in self._entries.values())
+
+    def wanted_copies(self, record: Record) -> list[Entry]:
+        """The entries that the rule of a record's controller names for copies, without those that take none."""
+        entry = self._entries.get(record.controller)
+        if entry is None or not entry.rule.copy_to:
+            return []
+        named = (self.by_name(name) for name in entry.rule.copy_to)
+        return [
+            other
+            for other in named
+            if other is not None
+            and other is not entry
+            and not (other.removed or other.draining)
+            and not (other.controller is not None and other.controller.volatile)
+        ]
+
     def _write(self, entry: Entry) -> None:
         self._catalog.put_controller(
             entry.index,
-            name=entry.name,
-            kind=entry.kind,
-            rank=entry.rank,
-            settings=entry.settings,
-            removed=entry.removed,
+            {
+                "name": entry.name,
+                "kind": entry.kind,
+                "rank": entry.rank,
+                "settings": entry.settings,
+                "removed": entry.removed,
+                "draining": entry.draining,
+            },
         )
 
 

@@ -23,6 +23,8 @@ from dstorage.catalog import MAX_NAME_BYTES, Catalog
 from dstorage.commit import Committer
 from dstorage.contents import Contents
 from dstorage.controller import Buffer, Controller, ControllerStatus, OpenContext, Space
+from dstorage.copies import Copier
+from dstorage.drain import Drainer
 from dstorage.errors import (
     ClosedError,
     ControllerError,
@@ -54,6 +56,7 @@ from dstorage.room import Room
 from dstorage.table import HandleTable
 from dstorage.tier import TierRule
 from dstorage.tiering import Tiering, TieringRules
+from dstorage.transfer import Transfer
 from dstorage.uses import Uses
 
 DISCARD_WAIT_S = 5.0
@@ -93,7 +96,7 @@ class Store:
         self._discards: set[asyncio.Task[None]] = set()
         self._trimming = False
         self._events = Events()
-        self._index = Index(catalog)
+        self._index = Index(catalog, lambda id, record: self.discard(record.controller, [(id, record.locator)]))
         self._uses = Uses()
         self._registry = Registry(catalog, options.tiers, read_only=options.read_only)
         self._outages = Outages(
@@ -123,25 +126,28 @@ class Store:
             spawn=self.spawn,
             on_resolved=lambda page: self.resolver.on_resolved(page),
             on_failed=lambda page, error: self.resolver.on_failed(page, error),
+            on_bad=lambda id, place: self._copier.found_bad(id, place),
             refresh=self._refresh,
         )
+        self.table = HandleTable(self, self._memory, options.max_handles, self._outages)
+        self._handles = self.table.handles
+        self.room = Room(self._memory, self._writeback, self.table)
+        transfer = Transfer(self._memory, self.room, self._registry)
+        self._mover = Mover(transfer, self._index, self._registry, discard=self.discard, events=self._events)
+        self._copier = Copier(transfer, self._index, self._registry, discard=self.discard, events=self._events)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="dstorage-catalog")
         self._committer = Committer(
             self._index,
             self._writeback,
             self._registry,
             self._uses,
+            copier=self._copier,
             writer=self._writer,
             spawn=self.spawn,
             discard=self.discard,
         )
+        self._drainer = Drainer(self._mover, self._index, self._registry, self._writeback, self._committer)
         self._ids = IdAllocator(catalog, self._committer, self.spawn)
-        self.table = HandleTable(self, self._memory, options.max_handles, self._outages)
-        self._handles = self.table.handles
-        self.room = Room(self._memory, self._writeback, self.table)
-        self._mover = Mover(
-            self._memory, self.room, self._index, self._registry, discard=self.discard, events=self._events
-        )
         self.resolver = Resolver(
             self.table,
             self._pagein,
@@ -423,8 +429,9 @@ class Store:
             await former.close()
 
         def place(id: int) -> Locator | None:
-            record = self._catalog.get(id)
-            return None if record is None or record.controller != entry.index else record.locator
+            committed = self._catalog.get(id)
+            places = () if committed is None else (committed, *self._catalog.copies(id))
+            return next((record.locator for record in places if record.controller == entry.index), None)
 
         context = OpenContext(
             store_uuid=self._catalog.uuid,
@@ -455,6 +462,7 @@ class Store:
             self._outages.returned(entry.name)
         if entry.status is ControllerStatus.OK:
             self._writeback.resume()
+            self._copier.changed()
 
     async def unload(self, name: str) -> None:
         """Close a controller; its chunks are temporarily unavailable until `register` brings one of that name."""
@@ -468,7 +476,7 @@ class Store:
     async def declare_removed(self, name: str) -> None:
         """Declare, for ever, that a controller is gone: its chunks are lost.
 
-        To save them first, see `migrate`.
+        To save them first, see `drain`.
         """
         self.check_writable()
         entry = self.entry_named(name)
@@ -489,6 +497,7 @@ class Store:
                 entry.controller.volatile if entry.controller else False,
                 entry.controller.space() if entry.controller else Space(None, 0),
                 str(entry.error) if entry.error else None,
+                entry.draining,
             )
             for entry in sorted(self._registry, key=lambda entry: entry.index)
         ]
@@ -538,6 +547,44 @@ class Store:
         """
         self.check_writable()
         return await self._mover.move(ids, self.entry_named(to))
+
+    async def make_copies(self) -> int:
+        """Return when all copies that the rules ask for (`TierRule.copy_to`) are made; they are the next commit's.
+
+        Returns:
+            How many were missing.
+
+        Raises:
+            StoreFull, TemporarilyUnavailable, Lost: One could not be made; those made before it stay.
+        """
+        self.check_writable()
+        return await self._copier.complete()
+
+    async def drain(self, name: str, *, advance: Callable[[int], None] = lambda count: None) -> int:
+        """Move everything off controller `name`, and commit, so that it can be declared removed.
+
+        Ids stay valid, readers and writers are not disturbed. From now on it gets no new chunks, also when this is interrupted, by a crash
+        even: call again to go on, or `cancel_drain`.
+
+        Args:
+            name: The controller.
+            advance: Called with a number of chunks looked at, now and then; `stats().chunks` are looked at in all.
+
+        Returns:
+            How many chunks (or copies) were on it.
+
+        Raises:
+            StoreFull: The others have no room for the rest.
+            TemporarilyUnavailable: A controller cannot be reached now.
+            Lost: A chunk on it is damaged and has no copy; `check` lists and drops those.
+        """
+        self.check_writable()
+        return await self._drainer.drain(self.entry_named(name), advance)
+
+    async def cancel_drain(self, name: str) -> None:
+        """Let controller `name` take chunks again; what has moved stays moved."""
+        self.check_writable()
+        await self._drainer.call_off(self.entry_named(name))
 
     def entry_named(self, name: str) -> Entry:
         """The line of the list of controllers for `name`, for tools.
@@ -609,6 +656,9 @@ class Store:
             resident=resident,
             dirty=handle is not None and handle.dirty,
             refs=handle.refs if handle is not None else 0,
+            copies=tuple(
+                other.name for copy in self._index.copies(id) if (other := self._registry[copy.controller]) is not None
+            ),
         )
 
     def entry(self, index: int) -> Entry | None:
@@ -620,10 +670,20 @@ class Store:
         self.check_open()
         return self._catalog.records()
 
+    def places(self, id: int) -> tuple[Record, ...]:
+        """All places of the bytes of a chunk, its record first, then its copies, for tools."""
+        self.check_open()
+        return self._index.places(id)
+
     def forget(self, id: int) -> None:
         """Drop the record of a lost chunk with the next commit, for repairs."""
         self.check_writable()
         self._index.put(id, None)
+
+    async def heal(self, id: int, place: Record) -> bool:
+        """Write a damaged place of a chunk anew from another, or do without it; False if that cannot be. For repairs."""
+        self.check_writable()
+        return await self._copier.heal(id, place)
 
     def ids(self) -> Iterator[int]:
         """Ids of all chunks that have been written, ascending; those only in memory yet come with the next commit."""
@@ -662,6 +722,8 @@ class Store:
             )
         if options.commit_interval is not None and not options.read_only:
             self.spawn(self._commit_now_and_then(options.commit_interval))
+        if not options.read_only:
+            self.spawn(self._copier.run())
         if options.tiering is not None and not options.read_only:
             self.spawn(self.tiering.run())
         if options.pressure is not None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from dstorage.errors import InvalidArgumentError
 
+MAX_COPIES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class TierRule:
@@ -20,6 +22,10 @@ class TierRule:
         low: Share down to which they do.
         capacity: Bytes that `high` and `low` are shares of; None: what the controller says it has. With less than that, the
             rest stays free for new chunks.
+        copy_to: Names of controllers that keep what lives on this one a second time. Copies are read when this one fails or is away,
+            and what it lost is written to it anew from them.
+        copy_later: False: a commit is there when its copies are (and fails while they cannot be made). True: copies are
+            made after the commit, in the background; what was not copied yet is lost with this controller.
         write_rate: Bytes per second written to it at most, on average, whatever for: write-backs, commits, moves. It spares a
             drive's endurance or a line that others use; a program that writes more is slowed, once `dirty_share`
             of the budget waits. None: no limit.
@@ -34,6 +40,8 @@ class TierRule:
     low: float = 0.8
     capacity: int | None = None
     write_rate: int | None = None
+    copy_to: tuple[str, ...] = ()
+    copy_later: bool = False
 
     def __post_init__(self) -> None:
         if self.admit_reads < 1:
@@ -46,6 +54,12 @@ class TierRule:
             raise InvalidArgumentError(f"capacity={self.capacity}: give at least 1 byte, or None")
         if self.write_rate is not None and self.write_rate < 1:
             raise InvalidArgumentError(f"write_rate={self.write_rate}: give at least 1 byte per second, or None")
+        if (
+            isinstance(self.copy_to, str)
+            or len(set(self.copy_to)) != len(self.copy_to)
+            or len(self.copy_to) > MAX_COPIES
+        ):
+            raise InvalidArgumentError(f"copy_to={self.copy_to!r}: give a tuple of up to {MAX_COPIES} different names")
 
 
 class Throttle:

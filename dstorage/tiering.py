@@ -127,6 +127,7 @@ class Tiering:
             for entry in self._registry.by_rank()
             if entry.controller is not None
             and not entry.controller.volatile
+            and not entry.draining
             and entry.status in (ControllerStatus.OK, ControllerStatus.FULL)
         ]
 

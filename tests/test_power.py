@@ -31,8 +31,9 @@ class Life:
         switches: (positions of both devices, the catalog's bytes, contents by id, names) after each durable transaction.
     """
 
-    def __init__(self, path, seed):
+    def __init__(self, path, seed, copies):
         self.path = path
+        self.tiers = {"fast": dstorage.TierRule(copy_to=("slow",), copy_later=copies == "later")} if copies else None
         self.random = random.Random(seed)
         self.devices = {name: RecordingDevice(Device()) for name in ("fast", "slow")}
         self.contents = {}
@@ -55,6 +56,7 @@ class Life:
             commit_interval=None,
             pressure=None,
             tiering=False,
+            tiers=self.tiers,
         )
 
     def note(self):
@@ -64,9 +66,9 @@ class Life:
     async def live(self):
         async with self.open(self.path, self.devices) as self.store:
             self.note()
-            steps = [self.create, self.replace, self.delete, self.migrate, self.compact, self.commit]
+            steps = [self.create, self.replace, self.delete, self.migrate, self.copy, self.compact, self.commit]
             for _ in range(STEPS):
-                await self.random.choices(steps, [8, 6, 2, 2, 1, 3])[0]()
+                await self.random.choices(steps, [8, 6, 2, 2, 1, 1, 3])[0]()
             self.cut = (dict(self.contents), dict(self.names))
 
     def bytes(self):
@@ -104,6 +106,9 @@ class Life:
         with contextlib.suppress(dstorage.StoreFull):
             await self.store.migrate(written, to=self.random.choice(["slow", "slow", "fast"]))
 
+    async def copy(self):
+        await self.store.make_copies()
+
     async def compact(self):
         self.cut = (dict(self.contents), dict(self.names))
         with contextlib.suppress(dstorage.StoreFull):
@@ -116,8 +121,9 @@ class Life:
 
 @pytest.fixture
 def life(tmp_path, monkeypatch, request):
-    life = Life(tmp_path / "store", request.param)
-    print(f"seed {request.param}")
+    seed, copies = request.param
+    life = Life(tmp_path / "store", seed, copies)
+    print(f"seed {seed}")
     for name in ("apply", "reserve_ids", "put_controller"):
         original = getattr(Catalog, name)
 
@@ -141,7 +147,9 @@ def moments(life, source):
         yield number, {name: round(begun[name] + share * (following[name] - begun[name])) for name in begun}
 
 
-@pytest.mark.parametrize("life", [1, 2, 3, 4], indirect=True)
+@pytest.mark.parametrize(
+    "life", [(1, None), (2, None), (3, "with the commit"), (4, "with the commit"), (5, "later")], indirect=True, ids=str
+)
 async def test_the_store_is_its_last_commit_after_any_power_failure(life, tmp_path):
     await survives(life, tmp_path)
 
@@ -186,7 +194,7 @@ async def holds(life, path, contents, names, how):
         assert (await check(store)).problems == [], how
 
 
-@pytest.mark.parametrize("life", [1], indirect=True)
+@pytest.mark.parametrize("life", [(1, None)], indirect=True)
 async def test_without_syncs_the_test_would_notice(life, tmp_path, monkeypatch):
     async def forget(self, controllers):
         return None

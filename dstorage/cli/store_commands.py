@@ -1,4 +1,4 @@
-"""Commands on a store: init, put, get, ls, stat, controllers, check, compact, migrate."""
+"""Commands on a store: init, put, get, ls, stat, controllers, check, compact, drain, migrate."""
 
 from __future__ import annotations
 
@@ -224,6 +224,7 @@ def controllers(store: StorePath, json: AsJson = False) -> None:
                 "volatile": info.volatile,
                 "used": info.space.used,
                 "total": info.space.total,
+                "draining": info.draining,
                 "error": info.error,
             }
             for info in infos
@@ -239,7 +240,7 @@ def controllers(store: StorePath, json: AsJson = False) -> None:
                         r["name"],
                         r["kind"],
                         r["rank"],
-                        r["status"],
+                        "draining" if r["draining"] else r["status"],
                         r["used"],
                         r["total"] or "unbounded",
                         r["error"] or "",
@@ -253,7 +254,9 @@ def controllers(store: StorePath, json: AsJson = False) -> None:
 
 def check(
     store: StorePath,
-    repair: Annotated[bool, typer.Option("--repair", help="Drop the chunks that are lost.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Write damage anew from copies; drop the chunks that are lost.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Verify every record, extent and checksum; exit code 1 if anything is wrong."""
@@ -269,8 +272,9 @@ def check(
     else:
         for problem in report.problems:
             what = f"chunk {problem.id}" if problem.id else "controller"
-            dropped = " (dropped)" if problem.id in report.repaired else ""
-            typer.echo(f"{problem.kind}: {what} on {problem.controller}: {problem.reason}{dropped}")
+            done = " (dropped)" if problem.id in report.repaired else ""
+            done = " (written anew)" if problem.kind == "copy" and problem.id in report.healed else done
+            typer.echo(f"{problem.kind}: {what} on {problem.controller}: {problem.reason}{done}")
         typer.echo(f"{report.chunks:,} chunks, {report.size_bytes:,} bytes, {len(report.problems)} problems")
     if not report.sound:
         raise typer.Exit(1)
@@ -290,6 +294,39 @@ def compact(store: StorePath, json: AsJson = False) -> None:
             typer.echo(f"{moved:,} chunks rewritten; {before:,} bytes used before, {after:,} now")
 
     run(work())
+
+
+def drain(
+    store: StorePath,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the controller.", show_default=False)],
+    remove: Annotated[bool, typer.Option("--remove", help="Declare it removed, for ever, once it is empty.")] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Let it take chunks again; what has moved stays moved.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Move everything off a controller, so that it can be taken away; interrupted, it goes on when called again."""
+    if remove and cancel:
+        raise InvalidArgumentError("--remove and --cancel exclude each other")
+
+    async def work() -> int:
+        async with open_store(store) as opened:
+            if cancel:
+                await opened.cancel_drain(name)
+                return 0
+            with Meter("draining", opened.stats().chunks) as meter:
+                moved = await opened.drain(name, advance=meter.advance)
+            if remove:
+                await opened.declare_removed(name)
+            return moved
+
+    moved = run(work())
+    if json:
+        print_json({"controller": name, "moved": moved, "removed": remove, "draining": not (cancel or remove)})
+    elif cancel:
+        typer.echo(f"{name} takes chunks again")
+    else:
+        typer.echo(f"{moved:,} chunks moved; {name} is empty{' and declared removed' if remove else ''}")
 
 
 def migrate(

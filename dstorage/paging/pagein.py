@@ -11,7 +11,7 @@ if the catalog still names the place that was read; otherwise the new place is r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from dstorage.controller import Buffer, Controller, ControllerStatus, ReadRequest
@@ -60,6 +60,7 @@ class PageIn:
         spawn: Starts a task that the store owns.
         on_resolved: Called when the contents of a page are in memory.
         on_failed: Called with a page and what its waiters are to be told.
+        on_bad: Called with an id and a place of it that is damaged or gone, when another place was read in its stead.
         refresh: Looks for a newer commit of another process (read-only stores); True if there may be one.
     """
 
@@ -73,6 +74,7 @@ class PageIn:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         on_resolved: Callable[[Page], None],
         on_failed: Callable[[Page, DStorageError], None],
+        on_bad: Callable[[int, Record], None],
         refresh: Callable[[], bool],
     ) -> None:
         self._memory = memory
@@ -82,10 +84,13 @@ class PageIn:
         self._spawn = spawn
         self._on_resolved = on_resolved
         self._on_failed = on_failed
+        self._on_bad = on_bad
         self._refresh = refresh
         self._lanes: dict[int, _Lane] = {}
         self._underway: dict[Page, object] = {}
         """Page -> the token of its present read; an answer that carries another token is out of date."""
+        self._troubles: dict[Page, list[tuple[Record, DStorageError]]] = {}
+        """Page -> the places that were tried in vain, and why; only while another of the chunk's places is tried."""
         self.bytes_read = 0
         self.chunks_read = 0
 
@@ -99,10 +104,14 @@ class PageIn:
         if record is None:
             self._on_failed(page, Lost("unknown id", id=page.id))
             return
+        self._begin_at(page, record)
+
+    def _begin_at(self, page: Page, record: Record) -> None:
+        """Bring in from one of the chunk's places."""
         try:
             controller = self._controller(page, record)
         except DStorageError as error:
-            self._on_failed(page, error)
+            self._elsewhere(page, record, error)
             return
         size = record.locator.size
         memory = self._memory
@@ -112,16 +121,17 @@ class PageIn:
             allowed = f"the whole budget of {memory.budget}"
             if size <= memory.budget:
                 allowed = f"the {memory.limit} allowed while the machine is short of memory"
-            self._on_failed(page, MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than {allowed}"))
+            self._give_up(page, MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than {allowed}"))
         elif memory.hopeful or self._underway:
             token = self._underway[page] = object()
             memory.wait(RoomRequest(size, False, lambda: self._room_granted(page, size, token)))
         else:
-            self._on_failed(page, MemoryUnavailable(f"no room for chunk {page.id} ({size} bytes)"))
+            self._give_up(page, MemoryUnavailable(f"no room for chunk {page.id} ({size} bytes)"))
 
     def abandon(self, page: Page) -> None:
         """Nobody wants the contents any more (deleted, replaced): whatever comes is dropped."""
         self._underway.pop(page, None)
+        self._troubles.pop(page, None)
 
     # -- one read -----------------------------------------------------------------------------------------------------
 
@@ -264,6 +274,10 @@ class PageIn:
         recent.append(page.id)
         if len(recent) >= FOLD:
             self._uses.fold()
+        if self._troubles:
+            for place, trouble in self._troubles.pop(page, ()):
+                if isinstance(trouble, (CorruptData, Lost)):
+                    self._on_bad(page.id, place)
         self._memory.insert(page, buffer)
         self._on_resolved(page)
         self._memory.settled(page)
@@ -274,12 +288,31 @@ class PageIn:
             return
         del self._underway[page]
         if isinstance(error, (CorruptData, Lost)):
-            newest = self._index.get(page.id)
-            if newest == record and self._refresh():
-                newest = self._index.get(page.id)
-            if newest is not None and newest[1:] != record[1:]:
+            places = self._index.places(page.id)
+            if _among(record, places) and self._refresh():
+                places = self._index.places(page.id)
+            if places and not _among(record, places):
+                # It was moved or written anew meanwhile.
                 self.begin(page)
                 return
+        self._elsewhere(page, record, error)
+
+    def _elsewhere(self, page: Page, record: Record, error: DStorageError) -> None:
+        """One place failed: go on with the chunk's next, or tell what went wrong. What may pass outweighs what cannot."""
+        places = self._index.places(page.id)
+        if len(places) > 1:
+            troubles = self._troubles.setdefault(page, [])
+            troubles.append((record, error))
+            for place in places:
+                if not _among(place, [tried for tried, _ in troubles]):
+                    self._begin_at(page, place)
+                    return
+        errors = [error, *(other for _, other in self._troubles.get(page, ()))]
+        passing = [other for other in errors if not isinstance(other, (CorruptData, Lost))]
+        self._give_up(page, (passing or errors)[0])
+
+    def _give_up(self, page: Page, error: DStorageError) -> None:
+        self._troubles.pop(page, None)
         self._on_failed(page, error)
 
     def _explain(self, page: Page, entry: Entry | None, error: Exception) -> DStorageError:
@@ -298,3 +331,7 @@ class PageIn:
                 {"message": f"controller {name!r} broke its contract in read", "exception": error}
             )
         return explained
+
+
+def _among(record: Record, places: Iterable[Record]) -> bool:
+    return any(record[1:] == place[1:] for place in places)

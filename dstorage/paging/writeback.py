@@ -265,6 +265,7 @@ class WriteBack:
             if (
                 controller is None
                 or entry.index in write.refused
+                or entry.draining
                 or (controller.volatile and not scratch)
                 or (pinned is not None and entry.index != pinned)
                 or controller.status is not ControllerStatus.OK
@@ -320,14 +321,12 @@ class WriteBack:
         current = page.buffer is write.buffer
         if self.cut.get(page) is write.buffer:
             del self.cut[page]
-            free = self._index.put_frozen(page.id, record)
+            self._index.put_frozen(page.id, record)
         elif current:
-            free = self._index.put(page.id, record, volatile=controller is not None and controller.volatile)
+            self._index.put(page.id, record, volatile=controller is not None and controller.volatile)
         else:
             # Overtaken by newer contents, or deleted.
-            free = record
-        if free is not None:
-            self._discard(page.id, free)
+            self._discard(page.id, record)
         if current and page.dirty:
             # Let go of it first: if it leaves memory now, nobody is to be found looking at it.
             write.buffer = b""

@@ -129,6 +129,21 @@ async def test_chunks_move_between_controllers_and_keep_their_ids(tmp_path):
     assert b"two" in shell("controllers", "store").stdout
 
 
+async def test_a_controller_is_drained_and_taken_away(tmp_path):
+    drives = [DiskController("one", path=tmp_path / "one"), DiskController("two", path=tmp_path / "two", rank=40)]
+    async with dstorage.open(tmp_path / "store", budget="1M", controllers=drives) as store:
+        ids = [str((await store.create(bytes([n]) * 5000)).release() or n + 1) for n in range(5)]
+    shell = Shell(tmp_path)
+    assert shell.json("drain", "store", "one") == {"controller": "one", "moved": 5, "removed": False, "draining": True}
+    assert {row["controller"] for row in shell.json("ls", "store")} == {"two"}
+    assert [row["draining"] for row in shell.json("controllers", "store")] == [True, False]
+    assert b"takes chunks again" in shell("drain", "store", "one", "--cancel").stdout
+    assert "exclude" in shell.refused("drain", "store", "one", "--cancel", "--remove")
+    assert b"declared removed" in shell("drain", "store", "one", "--remove").stdout
+    assert shell("get", "store", *ids).stdout == b"".join(bytes([n]) * 5000 for n in range(5))
+    assert shell.json("check", "store")["sound"]
+
+
 def test_compacting_says_what_it_gave_back(shell):
     shell("put", "store", "-", input=bytes(10_000))
     assert shell.json("compact", "store").keys() == {"rewritten", "used_before", "used_after"}

@@ -1,0 +1,356 @@
+"""Copies: a chunk on more than one controller, read from whichever answers, healed, and moved off a controller that is drained."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+from conftest import settle
+from memory_controller import Medium, MemoryController
+
+import dstorage
+from dstorage import InvalidArgumentError, Lost, Status, StoreFull, TemporarilyUnavailable, TierRule
+from dstorage.check import check
+
+DATA = bytes(range(256)) * 16
+WITH_COMMIT = TierRule(copy_to=("far",))
+LATER = TierRule(copy_to=("far",), copy_later=True)
+STEPS = ["create", "replace", "replace", "delete", "read", "read", "commit", "move", "copy", "fail"]
+
+
+class Pair:
+    """Two controllers whose media outlive the stores on them."""
+
+    def __init__(self, path):
+        self.path = path
+        self.media = {"near": Medium(), "far": Medium()}
+        self.near = self.far = None
+
+    @asynccontextmanager
+    async def store(self, rule=WITH_COMMIT, **options):
+        self.near = MemoryController("near", rank=60, medium=self.media["near"])
+        self.far = MemoryController("far", rank=20, medium=self.media["far"])
+        async with dstorage.open(
+            self.path,
+            budget=2**20,
+            controllers=[self.near, self.far],
+            commit_interval=None,
+            pressure=None,
+            tiering=False,
+            tiers={"near": rule} if rule else None,
+            **options,
+        ) as store:
+            yield store
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return Pair(tmp_path / "store")
+
+
+async def stored(store, data=DATA):
+    """A committed chunk that is not in memory."""
+    with await store.create(data) as handle:
+        id = handle.id
+    await store.commit()
+    evict(store)
+    return id
+
+
+def evict(store):
+    budget = store.stats().budget
+    store.set_budget(1)
+    store.set_budget(budget)
+
+
+async def read(store, id):
+    async with store.handle(id) as data:
+        return bytes(data)
+
+
+async def test_a_commit_is_there_when_its_copies_are(pair):
+    async with pair.store() as store:
+        id = await stored(store)
+        assert store.info(id).controller == "near"
+        assert store.info(id).copies == ("far",)
+        assert len(pair.media["far"].cells) == 1
+        assert pair.far.syncs == 1
+    async with pair.store() as store:
+        assert store.info(id).copies == ("far",)
+        assert (await check(store)).sound
+
+
+async def test_without_a_place_for_its_copies_a_commit_fails_and_stays_to_be_made(pair):
+    async with pair.store() as store:
+        pair.far.set_unavailable(True)
+        with await store.create(DATA) as handle:
+            with pytest.raises(TemporarilyUnavailable, match="far"):
+                await store.commit()
+            assert bytes(handle.data) == DATA
+            pair.far.set_unavailable(False)
+            await store.commit()
+            assert store.info(handle.id).copies == ("far",)
+    async with pair.store(rule=None) as store:
+        assert (await check(store)).sound
+
+
+async def test_later_copies_let_the_commit_go_ahead_and_come_behind_it(pair):
+    async with pair.store(LATER) as store:
+        pair.far.set_unavailable(True)
+        id = await stored(store)
+        assert store.info(id).copies == ()
+        with pytest.raises(TemporarilyUnavailable):
+            await store.make_copies()
+        pair.far.set_unavailable(False)
+        with store.events() as events:
+            assert await store.make_copies() == 1
+            assert (await anext(events)) == dstorage.Event("copied", id, "far")
+        assert await store.make_copies() == 0
+        await store.commit()
+    async with pair.store(LATER) as store:
+        assert store.info(id).copies == ("far",)
+
+
+async def test_copies_come_by_themselves_and_for_chunks_older_than_the_rule(pair):
+    async with pair.store(rule=None) as store:
+        ids = [await stored(store) for _ in range(5)]
+        assert await store.make_copies() == 0
+    async with pair.store(LATER) as store:
+        with store.events() as events:
+            copied = set()
+            async with asyncio.timeout(20):
+                while len(copied) < 5:
+                    event = await anext(events)
+                    if event.kind == "copied":
+                        copied.add(event.id)
+        assert copied == set(ids)
+
+
+async def test_what_is_away_or_damaged_in_one_place_is_read_from_the_other(pair):
+    async with pair.store() as store:
+        id = await stored(store)
+        pair.near.set_unavailable(True)
+        assert await read(store, id) == DATA
+        evict(store)
+        pair.near.set_unavailable(False)
+        pair.near.read_error = dstorage.ControllerUnavailable("cable out")
+        assert await read(store, id) == DATA
+        evict(store)
+        pair.near.read_error = None
+        await store.unload("near")
+        assert await read(store, id) == DATA
+
+
+async def test_a_reader_heals_what_it_finds_damaged(pair):
+    async with pair.store() as store:
+        id = await stored(store)
+        pair.near.read_error = dstorage.CorruptData("rust")
+        with store.events() as events:
+            assert await read(store, id) == DATA
+            pair.near.read_error = None
+            async with asyncio.timeout(20):
+                while (event := await anext(events)).kind != "healed":
+                    assert event.kind != "lost"
+            assert event == dstorage.Event("healed", id, "near")
+        evict(store)
+        pair.far.set_unavailable(True)
+        assert await read(store, id) == DATA
+        pair.far.set_unavailable(False)
+        await store.commit()
+        report = await check(store)
+        assert report.sound
+        assert len(pair.media["near"].cells) == 1
+
+
+async def test_gone_in_one_place_and_away_in_the_other_is_not_lost(pair):
+    async with pair.store() as store:
+        id = await stored(store)
+        pair.near.read_error = Lost("evicted")
+        pair.far.set_unavailable(True)
+        with store.handle(id) as handle:
+            with pytest.raises(TemporarilyUnavailable, match="far"):
+                await handle
+            waiting = asyncio.create_task(handle.get(wait=60))
+            await settle()
+            pair.far.set_unavailable(False)
+            assert bytes(await asyncio.wait_for(waiting, 5)) == DATA
+        evict(store)
+        pair.far.read_error = Lost("evicted as well")
+        with store.handle(id) as handle, pytest.raises(Lost):
+            await handle
+        assert handle.status is Status.LOST
+
+
+async def test_check_tells_a_damaged_copy_from_a_loss_and_repairs_it(pair):
+    async with pair.store() as store:
+        id = await stored(store)
+        (cell,) = pair.media["near"].cells
+        whole = pair.near._get
+        pair.near._get = lambda request: dstorage.CorruptData("rust") if request.locator.b == cell else whole(request)
+        report = await check(store)
+        assert [(problem.kind, problem.id, problem.controller) for problem in report.problems] == [("copy", id, "near")]
+        assert not report.sound
+        report = await check(store, repair=True)
+        assert report.healed == [id]
+        assert report.repaired == []
+        assert report.sound
+        assert (await check(store)).problems == []
+        assert await read(store, id) == DATA
+
+
+async def test_new_contents_get_new_copies_and_old_ones_are_freed(pair):
+    async with pair.store() as store:
+        id = await stored(store)
+        for number in range(5):
+            with store.handle(id) as handle:
+                await handle.replace(bytes([number]) * 1000)
+                await handle.flush()
+                await handle.replace(bytes([number]) * 2000)
+            await store.commit()
+            await settle()
+            for medium in pair.media.values():
+                assert list(medium.cells.values()) == [bytes([number]) * 2000]
+        with store.handle(id) as handle:
+            handle.delete()
+        await store.commit()
+        await settle()
+        assert not pair.media["near"].cells
+        assert not pair.media["far"].cells
+
+
+async def test_a_chunk_moves_to_where_it_has_a_copy_without_being_carried(pair):
+    async with pair.store() as store:
+        id = await stored(store)
+        written = len(pair.far.writes)
+        assert await store.migrate([id], to="far") == 1
+        assert (store.info(id).controller, store.info(id).copies) == ("far", ())
+        assert len(pair.far.writes) == written
+        await store.commit()
+        await settle()
+        assert not pair.media["near"].cells
+        assert await read(store, id) == DATA
+        assert await store.migrate([id], to="near") == 1
+        assert (store.info(id).controller, store.info(id).copies) == ("near", ("far",))
+        await store.commit()
+        assert (await check(store)).sound
+
+
+async def test_draining_empties_a_controller_and_keeps_ids_valid(pair):
+    async with pair.store(rule=None) as store:
+        contents = {await stored(store, os.urandom(1000)): None for _ in range(50)}
+        contents = {id: await read(store, id) for id in contents}
+        looked = 0
+
+        def advance(count):
+            nonlocal looked
+            looked += count
+
+        assert await store.drain("near", advance=advance) == 50
+        assert looked == 50
+        assert not pair.media["near"].cells
+        evict(store)
+        assert {id: await read(store, id) for id in contents} == contents
+        assert (await check(store)).sound
+        # New chunks go elsewhere, though it would be the fastest.
+        assert store.info(await stored(store)).controller == "far"
+        await store.declare_removed("near")
+        evict(store)
+        assert {id: await read(store, id) for id in contents} == contents
+
+
+async def test_a_drain_that_was_interrupted_goes_on_after_reopening(pair):
+    async with pair.store(rule=None) as store:
+        ids = [await stored(store) for _ in range(5)]
+        pair.far.capacity = len(DATA) * 2
+        with pytest.raises(StoreFull):
+            await store.drain("near")
+        assert [info.draining for info in store.controllers()] == [True, False]
+        pair.far.capacity = None
+    async with pair.store(rule=None) as store:
+        assert [info.draining for info in store.controllers()] == [True, False]
+        assert store.info(await stored(store)).controller == "far"
+        await store.drain("near")
+        assert {store.info(id).controller for id in ids} == {"far"}
+        await store.cancel_drain("near")
+        assert store.info(await stored(store)).controller == "near"
+
+
+async def test_draining_drops_copies_and_what_is_pinned_goes_elsewhere(pair):
+    async with pair.store() as store:
+        id = await stored(store)
+        assert await store.drain("far") == 1
+        assert store.info(id).copies == ()
+        await store.cancel_drain("far")
+        assert await store.make_copies() == 1
+        with await store.create(DATA, controller="near") as pinned:
+            await store.drain("near")
+            assert store.info(pinned.id).controller == "far"
+        assert store.info(id).controller == "far"
+        assert not pair.media["near"].cells
+
+
+@pytest.mark.parametrize("bad", ["far", ("far", "far"), tuple("abcdefghi")])
+def test_rules_that_cannot_work_are_refused(bad):
+    with pytest.raises(InvalidArgumentError, match="copy_to"):
+        TierRule(copy_to=bad)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_any_history_with_failing_controllers_equals_a_dict(pair, seed):
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    model = {}
+    for _ in range(3):
+        async with pair.store(rng.choice([WITH_COMMIT, LATER])) as store:
+            for _ in range(150):
+                match rng.choice(STEPS):
+                    case "create":
+                        data = rng.randbytes(rng.randrange(5000))
+                        with await store.create(data, wait=5) as handle:
+                            model[handle.id] = data
+                    case "replace" if model:
+                        id = rng.choice(list(model))
+                        model[id] = rng.randbytes(rng.randrange(5000))
+                        with store.handle(id) as handle:
+                            await handle.replace(model[id], wait=5)
+                    case "delete" if model:
+                        id = rng.choice(list(model))
+                        del model[id]
+                        with store.handle(id) as handle:
+                            handle.delete()
+                    case "read" if model:
+                        id = rng.choice(list(model))
+                        try:
+                            assert await read(store, id) == model[id]
+                        except TemporarilyUnavailable:
+                            assert store.info(id).copies == () or pair.far.unavailable
+                    case "commit" | "move" | "copy" as what:
+                        try:
+                            if what == "commit":
+                                await store.commit()
+                            elif what == "copy":
+                                await store.make_copies()
+                            else:
+                                ids = [id for id in rng.sample(list(model), min(5, len(model))) if store.record(id)]
+                                await store.migrate(ids, to=rng.choice(["near", "far"]))
+                        except TemporarilyUnavailable:
+                            assert pair.near.unavailable or pair.far.unavailable
+                    case "fail":
+                        pair.near.set_unavailable(False)
+                        pair.far.set_unavailable(False)
+                        if rng.random() < 0.5:
+                            rng.choice([pair.near, pair.far]).set_unavailable(True)
+                if rng.random() < 0.1:
+                    evict(store)
+            pair.near.set_unavailable(False)
+            pair.far.set_unavailable(False)
+            await store.make_copies()
+        async with pair.store(None) as store:
+            assert {id: await read(store, id) for id in store.ids()} == model
+            assert (await check(store)).problems == []
+            cells = sorted(len(cell) for medium in pair.media.values() for cell in medium.cells.values())
+            places = sorted(place.locator.size for id in store.ids() for place in store.places(id))
+            assert cells == places
