@@ -1,0 +1,262 @@
+"""The mapping against a model, zict's buffer and distributed's spill buffer on it, and a worker that spills."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("distributed")
+import numpy as np
+import zict
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+import dstorage
+from dstorage.integrations.dask import SpillBuffer, SpillMapping
+
+BUDGET = 2**20
+PIECE = BUDGET // 8
+
+
+@pytest.fixture
+def mapping(tmp_path):
+    with SpillMapping(str(tmp_path), budget=BUDGET, pressure=False) as mapping:
+        yield mapping
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE + 5, 3 * BUDGET])
+def test_a_value_comes_back_as_a_copy_of_ones_own(mapping, size):
+    data = os.urandom(size)
+    mapping["a"] = data
+    back = mapping["a"]
+    assert isinstance(back, bytearray)
+    assert back == data
+    back[:] = b"x" * size
+    assert mapping["a"] == data
+
+
+def test_parts_are_joined_whatever_their_type_and_shape(mapping):
+    array = np.arange(60_000, dtype="u4").reshape(200, 300)
+    mapping["a"] = [b"head", bytearray(b""), array, memoryview(b"tail")]
+    assert mapping["a"] == b"head" + array.tobytes() + b"tail"
+    with pytest.raises(dstorage.InvalidArgumentError, match="contiguous"):
+        mapping["a"] = [b"other", array[:, ::2]]
+    assert len(mapping["a"]) == array.nbytes + 8
+
+
+def test_keys_are_whatever_is_hashable(mapping):
+    for key in ("a", ("a", 1), 7, b"x", frozenset()):
+        mapping[key] = str(key).encode()
+    assert {key: bytes(mapping[key]) for key in mapping} == {
+        key: str(key).encode() for key in ("a", ("a", 1), 7, b"x", frozenset())
+    }
+    for act in (mapping.__getitem__, mapping.__delitem__):
+        with pytest.raises(KeyError):
+            act("none")
+
+
+def test_it_is_the_mapping_a_dict_is(tmp_path):
+    keys = st.integers(0, 5)
+
+    class Machine(RuleBasedStateMachine):
+        def __init__(self):
+            super().__init__()
+            self.mapping = SpillMapping(str(tmp_path), budget=64 * 1024, pressure=False)
+            self.model = {}
+
+        @rule(key=keys, size=st.sampled_from([0, 1, 100, 8192, 8193, 30_000, 100_000]), byte=st.integers(0, 255))
+        def put(self, key, size, byte):
+            self.mapping[key] = self.model[key] = bytes([byte]) * size
+
+        @rule(key=keys)
+        def get(self, key):
+            assert self.mapping.get(key) == self.model.get(key)
+
+        @rule(key=keys)
+        def remove(self, key):
+            self.mapping.discard(key)
+            self.model.pop(key, None)
+
+        @invariant()
+        def same_keys(self):
+            assert list(self.mapping) == list(self.model) or set(self.mapping) == set(self.model)
+            assert len(self.mapping) == len(self.model)
+
+        def teardown(self):
+            self.mapping.close()
+
+    run_state_machine_as_test(Machine, settings=settings(max_examples=20, stateful_step_count=30, deadline=None))
+
+
+def test_what_is_deleted_frees_its_place(mapping):
+    for number in range(40):
+        mapping[number] = os.urandom(PIECE)
+    for number in range(40):
+        del mapping[number]
+    store = mapping._store
+    store.call(_turn)
+    # What the disk's thread wrote last it may hold until it is told of more.
+    assert store.memory_used <= 2 * PIECE
+    assert store.controllers()[0].space.used < 10 * PIECE
+
+
+async def _turn():
+    """A call that comes after all that were sent before."""
+
+
+def test_many_threads_at_once(mapping):
+    def work(seed):
+        rng = random.Random(seed)
+        for step in range(60):
+            key, size = (seed, rng.randrange(4)), rng.choice([10, 5000, 2 * PIECE])
+            mapping[key] = bytes([seed]) * size
+            assert mapping[key] == bytes([seed]) * size
+            if step % 3 == 0:
+                del mapping[key]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+
+
+def test_nothing_is_left_when_it_is_forgotten_even_on_the_stores_own_loop(tmp_path):
+    mapping = SpillMapping(str(tmp_path), budget=BUDGET, pressure=False)
+    mapping["a"] = b"x" * 1000
+    loop = mapping._store.loop
+    holder = [mapping]
+    del mapping
+    loop.call_sync(holder.clear)
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name.startswith("remove "):
+            thread.join(30)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_after_the_program(tmp_path):
+    code = (
+        "import sys; from dstorage.integrations.dask import SpillMapping\n"
+        "mapping = SpillMapping(sys.argv[1], budget='4M', pressure=False); mapping['a'] = b'x' * 10**7"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code, tmp_path], check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_is_the_slow_side_of_zicts_buffer(mapping):
+    slow = zict.Func(pickle.dumps, pickle.loads, mapping)
+    data = zict.Buffer({}, slow, n=10, weight=lambda _key, _value: 1)
+    for number in range(200):
+        data[number] = {"number": number, "text": "x" * number * 100}
+    assert (len(data.fast), len(data.slow)) == (10, 190)
+    for number in range(200):
+        assert data[number]["text"] == "x" * number * 100
+    del data[3]
+    assert 3 not in data
+
+
+# -- distributed's spill buffer ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def buffer(tmp_path):
+    with SpillBuffer("8M", worker_local_directory=str(tmp_path)) as buffer:
+        yield buffer
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_come_back_writable(buffer):
+    arrays = {f"x-{number}": np.full(2**17, number, "f8") for number in range(32)}
+    for key, array in arrays.items():
+        buffer[key] = array
+    assert sum(array.nbytes for array in buffer.memory.values()) <= 6 * 2**20
+    assert len(buffer.memory) + len(buffer.disk) == 32
+    total = buffer.spilled_total
+    assert total.memory == pytest.approx(len(buffer.disk) * 2**20, rel=0.01)
+    del arrays, array
+    for number in range(32):
+        array = buffer[f"x-{number}"]
+        assert (array == number).all()
+        array += 1
+
+
+def test_one_larger_than_the_target_goes_straight_to_the_disk(buffer):
+    buffer["a"] = np.arange(3 * 2**20, dtype="u8")
+    assert list(buffer.memory) == []
+    assert int(buffer["a"][-1]) == 3 * 2**20 - 1
+
+
+def test_what_cannot_be_serialized_stays_in_memory(buffer, caplog):
+    class Stubborn:
+        def __sizeof__(self):
+            return 5 * 2**20
+
+        def __reduce__(self):
+            raise TypeError("no")
+
+    buffer["a"] = stubborn = Stubborn()
+    buffer["b"] = np.zeros(2**19)
+    assert buffer["a"] is stubborn
+    assert "Failed to pickle 'a'" in caplog.text
+    assert buffer.evict() != 0
+
+
+def test_a_limit_of_what_is_spilled_is_kept(tmp_path, caplog):
+    with SpillBuffer("4M", max_spill=2**21, worker_local_directory=str(tmp_path)) as buffer:
+        for number in range(10):
+            buffer[number] = np.full(2**17, number, "f8")
+        assert "reached capacity" in caplog.text
+        assert buffer.spilled_total.disk <= 2**21
+        assert {key: int(value[0]) for key, value in buffer.memory.items()} == {n: n for n in range(1, 10)}
+        assert list(buffer.disk) == [0]
+
+
+def test_a_disk_that_takes_nothing_keeps_the_data_in_memory(tmp_path, caplog, monkeypatch):
+    with SpillBuffer("4M", worker_local_directory=str(tmp_path)) as buffer:
+        store = buffer.slow.data.d._store
+        controller = store.inner.entry_named("disk").controller
+
+        async def write(requests):
+            raise dstorage.ControllerFull("full")
+
+        monkeypatch.setattr(controller, "write", write)
+        for number in range(6):
+            buffer[number] = np.full(2**17, number, "f8")
+        assert "Spill to disk failed; keeping data in memory" in caplog.text
+        assert [int(buffer[number][0]) for number in range(6)] == list(range(6))
+
+
+@pytest.mark.parametrize("budget", ["4M", "5M"])
+def test_the_stores_budget_is_part_of_the_target(tmp_path, budget):
+    with pytest.raises(dstorage.InvalidArgumentError, match="less than the target"):
+        SpillBuffer("4M", budget=budget, worker_local_directory=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_holds_several_times_its_memory_limit(tmp_path):
+    """In a process of its own: a cluster leaves threads behind."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("dask_child.py"), tmp_path],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["sums_are_right"]
+    assert told["restarts"] == 0
+    assert told["held"] > 3 * told["limit"]
+    assert told["peak_rss"] < told["limit"]
+    assert told["spilled"] > 2 * told["limit"]
+    assert told["left"] == []
