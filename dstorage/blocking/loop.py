@@ -22,6 +22,9 @@ from dstorage.errors import ClosedError, UsageError
 
 T = TypeVar("T")
 
+LOOK_UP_S = 0.5
+"""A thread that waits looks for signals so often: one that comes just before the wait does not break it, nor does any on Windows."""
+
 CLOSED = "the store is closed: open it again"
 
 
@@ -31,9 +34,23 @@ class Call(Generic[T]):
     Args:
         begin: Called on the loop with the call itself; answers it now or later.
         undo: Called on the loop with a result that nobody waits for any more.
+
+    Attributes:
+        unwanted: Nobody waits any more, says the calling thread; it need not be begun.
     """
 
-    __slots__ = ("_answered", "_begin", "_come", "_error", "_result", "_together", "_undo", "abandoned", "task")
+    __slots__ = (
+        "_abandoned",
+        "_answered",
+        "_begin",
+        "_come",
+        "_error",
+        "_result",
+        "_task",
+        "_together",
+        "_undo",
+        "unwanted",
+    )
 
     def __init__(self, begin: Callable[[Call[T]], object], undo: Callable[[T], object] | None = None) -> None:
         self._begin = begin
@@ -44,8 +61,9 @@ class Call(Generic[T]):
         self._result: T | None = None
         self._error: BaseException | None = None
         self._together: list[threading.Lock] | None = None
-        self.task: asyncio.Task[T] | None = None
-        self.abandoned = False
+        self._task: asyncio.Task[T] | None = None
+        self._abandoned = False
+        self.unwanted = False
 
     def start(self, together: list[threading.Lock]) -> None:
         """Begin (on the loop).
@@ -53,7 +71,7 @@ class Call(Generic[T]):
         Args:
             together: Takes the lock to release, if the answer comes at once.
         """
-        if self.abandoned:
+        if self.unwanted:
             return
         self._together = together
         try:
@@ -64,7 +82,7 @@ class Call(Generic[T]):
 
     def done(self, result: T) -> None:
         """Answer with a result (on the loop)."""
-        if self.abandoned:
+        if self._abandoned:
             if self._undo is not None:
                 self._undo(result)
             return
@@ -73,7 +91,7 @@ class Call(Generic[T]):
 
     def failed(self, error: BaseException) -> None:
         """Answer with an error (on the loop)."""
-        if not self.abandoned:
+        if not self._abandoned:
             self._error = error
             self._answer()
 
@@ -90,9 +108,9 @@ class Call(Generic[T]):
         Returns:
             The task that runs it.
         """
-        self.task = asyncio.get_running_loop().create_task(work)
-        self.task.add_done_callback(self._ended)
-        return self.task
+        self._task = asyncio.get_running_loop().create_task(work)
+        self._task.add_done_callback(self._ended)
+        return self._task
 
     def _ended(self, task: asyncio.Task[T]) -> None:
         if task.cancelled():
@@ -104,7 +122,8 @@ class Call(Generic[T]):
 
     def wait(self) -> None:
         """Wait for the answer (in the calling thread)."""
-        self._answered.acquire()
+        while not self._answered.acquire(timeout=LOOK_UP_S):
+            pass
 
     def result(self) -> T:
         """The answer, once `wait` has returned."""
@@ -119,12 +138,10 @@ class Call(Generic[T]):
 
     def abandon(self) -> None:
         """Nobody waits any more (on the loop): cancel it, or undo what it came to."""
-        if self.abandoned:
-            return
-        self.abandoned = True
+        self._abandoned = True
         if not self._come:
-            if self.task is not None:
-                self.task.cancel()
+            if self._task is not None:
+                self._task.cancel()
         elif self._error is None and self._undo is not None:
             self._undo(self._result)  # type: ignore[arg-type]  # the answer came: this is a T
 
@@ -175,6 +192,7 @@ class LoopThread:
             raise
         except BaseException:
             # KeyboardInterrupt, or what another signal handler raised.
+            call.unwanted = True
             with contextlib.suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self._abandon, call)
             raise

@@ -1,0 +1,194 @@
+"""Calls to the loop's thread: what becomes of those that nobody waits for any more, and of those that meet the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from blocking_store import Threads
+
+from dstorage import ClosedError, UsageError
+from dstorage.blocking.loop import Call, LoopThread
+
+
+@pytest.fixture
+def loop():
+    thread = LoopThread("the test's loop")
+    yield thread
+    thread.stop()
+
+
+class Busy:
+    """Keeps the loop from doing anything else until `end`."""
+
+    def __init__(self, loop):
+        self._begun, self._ended = threading.Event(), threading.Event()
+        loop.post(self._wait)
+        assert self._begun.wait(30)
+
+    def _wait(self):
+        self._begun.set()
+        assert self._ended.wait(30)
+
+    def end(self):
+        self._ended.set()
+
+
+def interrupted(monkeypatch, when):
+    """An interrupt strikes whoever waits for an answer, once `when` is set."""
+
+    def wait(call):
+        assert when.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Call, "wait", wait)
+
+
+def now():
+    event = threading.Event()
+    event.set()
+    return event
+
+
+def test_a_call_gives_what_the_function_gives_or_raises(loop):
+    def fail():
+        raise LookupError("here")
+
+    assert loop.call_sync(divmod, 7, 2) == (3, 1)
+    assert loop.call_sync(lambda: None) is None
+    with pytest.raises(LookupError, match="here"):
+        loop.call_sync(fail)
+    assert loop.call_sync(threading.get_ident) != threading.get_ident()
+
+
+def test_a_call_from_the_loop_itself_is_refused(loop):
+    with pytest.raises(UsageError, match="for ever"):
+        loop.call_sync(lambda: loop.call_sync(print))
+
+
+def test_an_interrupt_before_a_call_is_begun_means_it_never_is(loop, monkeypatch):
+    called = []
+    busy = Busy(loop)
+    with monkeypatch.context() as patch:
+        interrupted(patch, now())
+        with pytest.raises(KeyboardInterrupt):
+            loop.call_sync(called.append, 1)
+    busy.end()
+    loop.call_sync(called.append, 2)
+    assert called == [2]
+
+
+def test_an_interrupt_cancels_a_coroutine_and_the_loop_goes_on(loop, monkeypatch):
+    begun, cancelled = threading.Event(), threading.Event()
+
+    async def work():
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    with monkeypatch.context() as patch:
+        interrupted(patch, begun)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(work)
+    assert cancelled.wait(30)
+    assert loop.call_sync(int) == 0
+
+
+def test_an_answer_that_comes_after_an_interrupt_is_undone(loop, monkeypatch):
+    begun, undone = threading.Event(), []
+    calls = []
+
+    def begin(call):
+        calls.append(call)
+        begun.set()
+
+    with monkeypatch.context() as patch:
+        interrupted(patch, begun)
+        with pytest.raises(KeyboardInterrupt):
+            loop.call(begin, undone.append)
+    loop.call_sync(lambda: calls[0].done("late"))
+    assert undone == ["late"]
+
+
+def test_an_error_that_comes_after_an_interrupt_is_nobodys(loop, monkeypatch):
+    begun, calls = threading.Event(), []
+
+    def begin(call):
+        calls.append(call)
+        begun.set()
+
+    with monkeypatch.context() as patch:
+        interrupted(patch, begun)
+        with pytest.raises(KeyboardInterrupt):
+            loop.call(begin)
+    loop.call_sync(lambda: calls[0].failed(LookupError()))
+
+
+def test_calls_in_the_queue_when_the_loop_ends_are_refused(loop):
+    busy = Busy(loop)
+    refused = []
+
+    def call():
+        try:
+            loop.call_sync(int)
+        except ClosedError as error:
+            refused.append(error)
+
+    threads = Threads(call, call, call)
+    while len(loop._queue) < 3:
+        pass
+    loop.stop_soon()
+    busy.end()
+    threads.join()
+    assert len(refused) == 3
+
+
+@pytest.mark.parametrize("awake", [False, True], ids=["first to call", "behind another"])
+def test_a_call_that_missed_the_end_is_refused_by_itself(loop, monkeypatch, awake):
+    loop.stop()
+    # As if it had looked just before the end.
+    monkeypatch.setattr(loop, "_check", lambda: None)
+    loop._awake = awake
+    with pytest.raises(ClosedError):
+        loop.call_sync(int)
+
+
+def test_coroutines_under_way_when_the_loop_ends_are_refused(loop):
+    begun = threading.Event()
+
+    async def work():
+        begun.set()
+        await asyncio.sleep(60)
+
+    def call():
+        with pytest.raises(ClosedError, match="on its way"):
+            loop.run(work)
+
+    threads = Threads(call)
+    assert begun.wait(30)
+    loop.stop()
+    threads.join()
+
+
+def test_what_is_posted_is_called_without_waiting(loop):
+    called = threading.Event()
+    loop.post(called.set)
+    assert called.wait(30)
+    loop.stop()
+    with pytest.raises(ClosedError):
+        loop.post(called.set)
+
+
+def test_a_loop_that_cannot_be_made_is_an_error_of_the_caller(monkeypatch):
+    def fail():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("dstorage.blocking.loop._new_loop", fail)
+    before = threading.active_count()
+    with pytest.raises(OSError, match="Too many"):
+        LoopThread("never")
+    assert threading.active_count() == before
