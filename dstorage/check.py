@@ -48,6 +48,7 @@ class CheckReport:
         problems: What is wrong; empty for a sound store.
         repaired: Ids of lost chunks that were dropped.
         healed: Ids of chunks that were written anew from a copy where they were damaged.
+        advice: Controller name -> what about its medium's settings may lose chunks; makes no store unsound.
     """
 
     chunks: int = 0
@@ -55,6 +56,7 @@ class CheckReport:
     problems: list[Problem] = field(default_factory=list)
     repaired: list[int] = field(default_factory=list)
     healed: list[int] = field(default_factory=list)
+    advice: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def sound(self) -> bool:
@@ -107,6 +109,9 @@ async def check(
             if booked is not None and booked != used[info.index]:
                 told = f"it counts {booked} bytes as used, the catalog {used[info.index]}"
                 report.problems.append(Problem("books", 0, info.name, told))
+            advice = await entry.controller.advice()
+            if advice:
+                report.advice[info.name] = advice
     if repair:
         # An id with one place that is away and another that is lost may come back.
         away = {problem.id for problem in report.problems if problem.kind == "unavailable"}

@@ -275,6 +275,9 @@ def check(
             done = " (dropped)" if problem.id in report.repaired else ""
             done = " (written anew)" if problem.kind == "copy" and problem.id in report.healed else done
             typer.echo(f"{problem.kind}: {what} on {problem.controller}: {problem.reason}{done}")
+        for controller, sentences in report.advice.items():
+            for sentence in sentences:
+                typer.echo(f"advice: {controller}: {sentence}")
         typer.echo(f"{report.chunks:,} chunks, {report.size_bytes:,} bytes, {len(report.problems)} problems")
     if not report.sound:
         raise typer.Exit(1)

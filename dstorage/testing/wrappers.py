@@ -93,6 +93,10 @@ class WrappedController(Controller):
         """Ask the inner one."""
         return self.inner.checkpoint(alive, dead)
 
+    async def advice(self) -> list[str]:
+        """As the inner one."""
+        return await self.inner.advice()
+
     def committed(self) -> None:
         """Tell the inner one."""
         self.inner.committed()

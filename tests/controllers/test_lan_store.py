@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 import warnings
 
@@ -12,6 +14,7 @@ from dstorage_controllers.lan import LanController
 from servers.redis_server import RedisServer
 
 import dstorage
+from dstorage.check import check
 from dstorage.testing import eventually, payload
 
 TIMEOUT_S = 0.5
@@ -169,3 +172,22 @@ async def test_what_a_crash_left_on_the_server_is_swept_by_the_next_store(redis,
     async with dstorage.open(tmp_path / "store", budget=2**20) as store:
         await eventually(lambda: int(redis.ask("DBSIZE")[1:]) == keys, "only that is gone")
         assert {id: await content(store, id) for id in far} == far
+
+
+async def test_check_says_which_settings_of_the_server_lose_chunks(redis, tmp_path):
+    path = tmp_path / "store"
+    async with dstorage.open(path, budget=2**20, controllers=[LanController("far", redis.url)]) as store:
+        await make(store, "far")
+        assert (await check(store)).advice == {}
+        redis.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+        redis.ask("CONFIG", "SET", "appendonly", "no")
+        report = await check(store)
+        assert report.sound, "it may lose chunks and has not"
+        evicts, forgets = report.advice["far"]
+    assert "maxmemory-policy allkeys-lru" in evicts
+    assert "noeviction" in evicts
+    assert "appendonly no" in forgets
+    command = [sys.executable, "-c", "from dstorage.cli import main; main()", "check", str(path)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"advice: far: {evicts}\n" in done.stdout

@@ -462,7 +462,7 @@ class LanController(Controller):
         """Settings of the servers that may lose chunks: eviction, and no append-only file."""
         opened = self._opened()
         try:
-            told = await opened.link.everywhere(lambda server, number: advice(self.name, server))
+            told = await opened.link.everywhere(lambda server, number: advice(server))
         except FAILURES as error:
             return [str(refusal(self.name, error))]
         return list(dict.fromkeys(sentence for sentences in told for sentence in sentences))

@@ -69,7 +69,7 @@ class Durability:
             )
 
 
-async def advice(name: str, server: SingleLink) -> list[str]:
+async def advice(server: SingleLink) -> list[str]:
     """What in a server's settings may lose chunks, a sentence each.
 
     Raises:
@@ -77,19 +77,15 @@ async def advice(name: str, server: SingleLink) -> list[str]:
     """
     told: dict[str, str] = {}
     for reply in await server.run([("INFO", "memory"), ("INFO", "persistence")]):
-        if isinstance(reply, ResponseError):
-            return [
-                f"the server of {name!r} does not tell its settings ({reply}); see that it evicts nothing and appends"
-            ]
+        if not isinstance(reply, bytes):
+            return [f"the server does not tell its settings ({reply}): see to it that it evicts nothing and appends"]
         for line in reply.decode("utf-8", "replace").splitlines():
             key, _, value = line.partition(":")
             told[key] = value
     sentences = []
     policy = told.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
-        sentences.append(
-            f"the server of {name!r} has maxmemory-policy {policy} and may evict chunks: set it to noeviction"
-        )
+        sentences.append(f"the server has maxmemory-policy {policy} and may evict chunks: set it to noeviction")
     if told.get("aof_enabled", "1") != "1":
-        sentences.append(f"the server of {name!r} has appendonly no and forgets chunks when it ends: set it to yes")
+        sentences.append("the server has appendonly no and forgets chunks when it ends: set it to yes")
     return sentences
