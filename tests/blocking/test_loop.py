@@ -79,6 +79,27 @@ def test_an_interrupt_before_a_call_is_begun_means_it_never_is(loop, monkeypatch
     assert called == [2]
 
 
+def test_an_interrupt_before_the_loop_is_woken_leaves_no_other_call_behind(loop, monkeypatch):
+    class Interrupted:
+        def __init__(self, inner):
+            self._inner = inner
+            self._struck = False
+
+        def call_soon_threadsafe(self, *call):
+            if not self._struck:
+                self._struck = True
+                raise KeyboardInterrupt
+            return self._inner.call_soon_threadsafe(*call)
+
+    called = []
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "loop", Interrupted(loop.loop))
+        with pytest.raises(KeyboardInterrupt):
+            loop.call_sync(called.append, 1)
+    Threads(lambda: loop.call_sync(called.append, 2)).join(10)
+    assert called == [2]
+
+
 def test_an_interrupt_cancels_a_coroutine_and_the_loop_goes_on(loop, monkeypatch):
     begun, cancelled = threading.Event(), threading.Event()
 
