@@ -91,7 +91,7 @@ class MemorySink:
 
 
 class LargeCommand(list[Any]):
-    """A command one of whose arguments was not collected in memory."""
+    """A command one of whose arguments came through a sink."""
 
 
 class RequestParser:
@@ -99,7 +99,7 @@ class RequestParser:
 
     Args:
         sink: Makes the sink for an argument of so many bytes, which is at least `LARGE`; may raise ProtocolError.
-        in_memory: Arguments of at most this many bytes arrive in memory; a command with a longer one is a `LargeCommand`.
+        in_memory: The sinks of arguments up to this many bytes collect them in memory.
         max_request: Most bytes of one command in memory.
 
     Attributes:
@@ -277,7 +277,7 @@ class RequestParser:
         start = end + 1
         if size >= LARGE and len(data) - start < size + 2:
             self._weigh(size if size <= self.in_memory else 0)
-            self._large |= size > self.in_memory
+            self._large = True
             self.sink = self._make_sink(size)
             return self._pour(data, start) if start < len(data) else start
         if len(data) - start < size + 2:

@@ -1,0 +1,453 @@
+"""The commands about connections and the server itself."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+import dstorage
+from dstorage.server.command import NOT_AN_INTEGER, SYNTAX, Command, CommandError, Work, to_integer
+from dstorage.server.glob import matcher
+from dstorage.server.protocol import MAX_BULK, OK, array, bulk, error, integer, mapping
+
+if TYPE_CHECKING:
+    from dstorage.server.connection import Connection
+    from dstorage.server.server import Server
+
+COMPATIBLE = "7.0.0"
+"""The version of Redis whose replies these are, for clients that ask."""
+WRONG_PASSWORD = "WRONGPASS invalid username-password pair or user is disabled."  # noqa: S105 - a message
+NO_PASSWORD = (
+    "ERR AUTH <password> called without any password configured for the default user. "  # noqa: S105 - a message
+    "Are you sure your configuration is correct?"
+)
+BEFORE_PASSWORD = ("auth", "hello", "quit", "reset")
+"""Commands for who has not shown the password yet."""
+
+
+def digest(password: bytes | bytearray) -> bytes:
+    """What is kept of a password: equal lengths make the comparison's time tell nothing."""
+    return hashlib.sha256(password).digest()
+
+
+class Admin:
+    """Commands that are not about keys.
+
+    Args:
+        server: The server.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def commands(self) -> list[Command]:
+        """All of them."""
+
+        def make(name: str, run: Any, arity: int, summary: str, group: str = "connection", **more: Any) -> Command:
+            return Command(name, run, arity, more.pop("flags", "loading stale fast"), (0, 0, 0), group, summary, **more)
+
+        server = "server"
+        return [
+            make("ping", self._ping, -1, "Reply with PONG"),
+            make("echo", self._echo, 2, "Reply with the argument", value_at=1),
+            make("hello", self._hello, -1, "Choose the version of the protocol", flags="noauth loading stale fast"),
+            make("auth", self._auth, -2, "Show the password", flags="noauth loading stale fast"),
+            make("select", self._select, 2, "Choose the database: there is only 0"),
+            make("client", self._client, -2, "Tell about connections"),
+            make("quit", self._quit, -1, "End the connection", flags="noauth loading stale fast"),
+            make("reset", self._reset, 1, "Make the connection as it was at first", flags="noauth loading stale fast"),
+            make("info", self._info, -1, "Tell about the server", server),
+            make("config", self._config, -2, "Tell about settings", server, flags="admin loading stale"),
+            make("command", self._command, -1, "Tell about commands", server),
+            make("time", self._time, 1, "The server's time", server),
+            make("lolwut", self._lolwut, -1, "Show the version", server),
+            make("save", self._commit, 1, "Make everything durable", server, flags="admin"),
+            make("bgsave", self._background_commit, -1, "Begin to make everything durable", server, flags="admin"),
+            make("lastsave", self._lastsave, 1, "When everything was made durable last", server),
+            make("wait", self._wait, 3, "Number of replicas that have everything: none", "generic", flags="blocking"),
+            make("waitaof", self._waitaof, 4, "Wait until everything is durable", "generic", flags="blocking"),
+            make("dstorage.commit", self._commit, 1, "Make everything durable", server, flags="blocking"),
+        ]
+
+    # -- the connection -----------------------------------------------------------------------------------------------
+
+    def _ping(self, link: Connection, args: list[Any]) -> None:
+        if len(args) > 2:
+            raise CommandError("ERR wrong number of arguments for 'ping' command")
+        link.out.append(b"+PONG\r\n" if len(args) == 1 else bulk(args[1]))
+
+    def _echo(self, link: Connection, args: list[Any]) -> None:
+        link.out.append(bulk(args[1]))
+
+    def _quit(self, link: Connection, args: list[Any]) -> None:
+        link.out.append(OK)
+        link.closing = True
+
+    def _reset(self, link: Connection, args: list[Any]) -> None:
+        link.speak(2)
+        link.name = b""
+        if self._server.password is not None:
+            link.table = self._server.before_password
+            link.parser.trusted = False
+        link.out.append(b"+RESET\r\n")
+
+    def _select(self, link: Connection, args: list[Any]) -> None:
+        if to_integer(args[1]) != 0:
+            raise CommandError("ERR DB index is out of range")
+        link.out.append(OK)
+
+    def _auth(self, link: Connection, args: list[Any]) -> None:
+        if len(args) > 3:
+            raise CommandError(SYNTAX)
+        if len(args) == 2 and self._server.password is None:
+            raise CommandError(NO_PASSWORD)
+        self._authenticate(link, args[1] if len(args) == 3 else b"default", args[-1])
+        link.out.append(OK)
+
+    def _authenticate(self, link: Connection, user: bytes, password: bytes | bytearray) -> None:
+        expected = self._server.password
+        right = expected is None or hmac.compare_digest(digest(password), expected)
+        if user != b"default" or not right:
+            raise CommandError(WRONG_PASSWORD)
+        link.trust()
+
+    def _hello(self, link: Connection, args: list[Any]) -> None:
+        version = link.version
+        position = 1
+        if len(args) > 1:
+            try:
+                version = to_integer(args[1])
+            except CommandError:
+                raise CommandError("ERR Protocol version is not an integer or out of range") from None
+            if version not in (2, 3):
+                raise CommandError("NOPROTO unsupported protocol version")
+            position = 2
+        name = None
+        credentials = None
+        while position < len(args):
+            option, left = args[position].upper(), len(args) - position - 1
+            if option == b"AUTH" and left >= 2:
+                credentials = args[position + 1], args[position + 2]
+                position += 3
+            elif option == b"SETNAME" and left:
+                name = _checked_name(args[position + 1])
+                position += 2
+            else:
+                raise CommandError(f"ERR Syntax error in HELLO option '{args[position].decode(errors='replace')}'")
+        if credentials is not None:
+            self._authenticate(link, *credentials)
+        elif link.table is not self._server.table:
+            raise CommandError(
+                "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH "
+                "<user> <pass> option can be used to authenticate the client and select the RESP protocol version at the "
+                "same time"
+            )
+        if name is not None:
+            link.name = name
+        link.speak(version)
+        facts = [
+            (b"server", bulk(b"redis")),
+            (b"version", bulk(COMPATIBLE.encode())),
+            (b"proto", integer(version)),
+            (b"id", integer(link.id)),
+            (b"mode", bulk(b"standalone")),
+            (b"role", bulk(b"master")),
+            (b"modules", b"*0\r\n"),
+        ]
+        link.out.append(mapping([(bulk(key), value) for key, value in facts], version))
+
+    def _client(self, link: Connection, args: list[Any]) -> None:
+        name = args[1].upper()
+        match name, args[2:]:
+            case b"ID", []:
+                link.out.append(integer(link.id))
+            case b"GETNAME", []:
+                link.out.append(bulk(link.name) if link.name else link.nil)
+            case b"SETNAME", [given]:
+                link.name = _checked_name(given)
+                link.out.append(OK)
+            case b"SETINFO", [what, value]:
+                if what.upper() not in (b"LIB-NAME", b"LIB-VER"):
+                    raise CommandError(f"ERR Unrecognized option '{what.decode(errors='replace')}'")
+                link.library[what.lower()] = _checked_name(value)
+                link.out.append(OK)
+            case b"INFO", []:
+                link.out.append(_text([_described(link)], link.version))
+            case b"LIST", []:
+                link.out.append(_text([_described(other) for other in self._server.connections], link.version))
+            case (b"NO-EVICT" | b"NO-TOUCH", [switch]) if switch.upper() in (b"ON", b"OFF"):
+                # Connections are not evicted, and do not count as use of a key but by what they do.
+                link.out.append(OK)
+            case _:
+                raise CommandError(_unknown_subcommand("client", args[1]))
+
+    # -- the server ---------------------------------------------------------------------------------------------------
+
+    def _time(self, link: Connection, args: list[Any]) -> None:
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        link.out.append(array([bulk(b"%d" % seconds), bulk(b"%d" % (rest // 1000))]))
+
+    def _lolwut(self, link: Connection, args: list[Any]) -> None:
+        link.out.append(_text([f"dstorage {dstorage.__version__}"], link.version))
+
+    def _commit(self, link: Connection, args: list[Any]) -> Work:
+        async def work() -> None:
+            await self._server.store.commit()
+            link.out.append(OK)
+
+        return work()
+
+    def _background_commit(self, link: Connection, args: list[Any]) -> None:
+        self._server.spawn(self._server.commit())
+        link.out.append(b"+Background saving started\r\n")
+
+    def _lastsave(self, link: Connection, args: list[Any]) -> None:
+        link.out.append(integer(int(self._server.committed_at)))
+
+    def _wait(self, link: Connection, args: list[Any]) -> None:
+        to_integer(args[1])
+        _timeout(args[2])
+        link.out.append(b":0\r\n")
+
+    def _waitaof(self, link: Connection, args: list[Any]) -> Work | None:
+        local = to_integer(args[1])
+        if not 0 <= local <= 1:
+            raise CommandError("ERR value is out of range, must be between 0 and 1")
+        if to_integer(args[2]) < 0:
+            raise CommandError(NOT_AN_INTEGER)
+        patience = _timeout(args[3])
+        if not local:
+            link.out.append(array([integer(0), integer(0)]))
+            return None
+
+        async def work() -> None:
+            done = 1
+            try:
+                async with asyncio.timeout(patience):
+                    await self._server.store.commit()
+            except TimeoutError:
+                done = 0
+            link.out.append(array([integer(done), integer(0)]))
+
+        return work()
+
+    def _info(self, link: Connection, args: list[Any]) -> None:
+        wanted = {arg.decode(errors="replace").lower() for arg in args[1:]}
+        every = not wanted or wanted & {"all", "default", "everything"}
+        lines: list[str] = []
+        for section, facts in self._facts():
+            if every or section.lower() in wanted:
+                lines += ["", f"# {section}"] if lines else [f"# {section}"]
+                lines += [f"{key}:{value}" for key, value in facts.items()]
+        link.out.append(_text(lines, link.version, end="\r\n"))
+
+    def _facts(self) -> Iterable[tuple[str, dict[str, object]]]:
+        server = self._server
+        keyspace, stats, memory = server.keyspace, server.store.stats(), psutil.Process().memory_info().rss
+        uptime = int(time.time() - server.started_at)
+        yield (
+            "Server",
+            {
+                "redis_version": COMPATIBLE,
+                "dstorage_version": dstorage.__version__,
+                "redis_mode": "standalone",
+                "os": f"{platform.system()} {platform.release()} {platform.machine()}",
+                "arch_bits": 64 if sys.maxsize > 2**32 else 32,
+                "process_id": os.getpid(),
+                "run_id": server.run_id,
+                "tcp_port": server.port or 0,
+                "uptime_in_seconds": uptime,
+                "uptime_in_days": uptime // 86400,
+            },
+        )
+        yield (
+            "Clients",
+            {
+                "connected_clients": len(server.connections),
+                "maxclients": server.limits.connections,
+                "client_input_bytes": server.buffered,
+                "blocked_clients": 0,
+            },
+        )
+        yield (
+            "Memory",
+            {
+                "used_memory": stats.used,
+                "used_memory_dirty": stats.dirty,
+                "used_memory_rss": memory,
+                "maxmemory": stats.budget,
+                "maxmemory_now": stats.limit,
+                "maxmemory_policy": "noeviction",
+            },
+        )
+        yield (
+            "Persistence",
+            {
+                "loading": 0,
+                "rdb_last_save_time": int(server.committed_at),
+                "rdb_last_bgsave_status": "ok" if server.commit_failure is None else "err",
+                "aof_enabled": 1,
+                "aof_last_write_status": "ok" if server.commit_failure is None else "err",
+                "commits": stats.commits,
+                "chunks": stats.chunks,
+                "page_ins": stats.page_ins,
+                "write_backs": stats.write_backs,
+                "bytes_read": stats.bytes_read,
+                "bytes_written": stats.bytes_written,
+            },
+        )
+        yield (
+            "Stats",
+            {
+                "total_connections_received": server.accepted,
+                "rejected_connections": server.rejected,
+                "expired_keys": keyspace.expired,
+                "evicted_keys": 0,
+                "evicted_chunks": stats.evictions,
+                "unavailable_chunks": stats.unavailable,
+            },
+        )
+        yield "Replication", {"role": "master", "connected_slaves": 0}
+        yield "Cluster", {"cluster_enabled": 0}
+        keys = {"db0": f"keys={keyspace.count},expires={len(keyspace.expires)},avg_ttl=0"} if keyspace.count else {}
+        yield "Keyspace", dict(keys)
+
+    def _config(self, link: Connection, args: list[Any]) -> None:
+        match args[1].upper(), args[2:]:
+            case b"GET", [_, *_] as patterns:
+                matches = [matcher(pattern.lower()) for pattern in patterns]
+                found = [
+                    (bulk(name.encode()), bulk(str(value).encode()))
+                    for name, value in self._settings().items()
+                    if any(match(name.encode()) for match in matches)
+                ]
+                link.out.append(mapping(found, link.version))
+            case b"RESETSTAT", []:
+                link.out.append(OK)
+            case b"SET" | b"REWRITE", _:
+                raise CommandError(
+                    "ERR settings are given to `dstorage serve` when it starts; none can be changed here"
+                )
+            case b"GET", _:
+                raise CommandError("ERR wrong number of arguments for 'config|get' command")
+            case _:
+                raise CommandError(_unknown_subcommand("config", args[1]))
+
+    def _settings(self) -> dict[str, object]:
+        server = self._server
+        return {
+            "appendfsync": "everysec",
+            "appendonly": "yes",
+            "bind": " ".join(server.hosts),
+            "databases": 1,
+            "maxclients": server.limits.connections,
+            "maxmemory": server.store.stats().budget,
+            "maxmemory-policy": "noeviction",
+            "port": server.port or 0,
+            "proto-max-bulk-len": MAX_BULK,
+            "save": "",
+            "timeout": int(server.limits.idle or 0),
+            "unixsocket": server.unix or "",
+        }
+
+    def _command(self, link: Connection, args: list[Any]) -> None:
+        table = {command.name: command for command in self._server.table.values()}
+        name = args[1].upper() if len(args) > 1 else b"INFO"
+        wanted = [arg.decode(errors="replace").lower() for arg in args[2:]]
+        match name:
+            case b"COUNT" if len(args) == 2:
+                link.out.append(integer(len(table)))
+            case b"LIST" if len(args) == 2:
+                link.out.append(array([bulk(name.encode()) for name in table]))
+            case b"INFO":
+                chosen = [table.get(name) for name in wanted] if wanted else list(table.values())
+                link.out.append(array([_info(one) if one else _none(link) for one in chosen]))
+            case b"DOCS":
+                documented = [table[name] for name in wanted if name in table] if wanted else table.values()
+                link.out.append(mapping([_docs(one, link.version) for one in documented], link.version))
+            case b"GETKEYS" if len(args) > 2:
+                known = table.get(wanted[0])
+                if known is None:
+                    raise CommandError("ERR Invalid command specified")
+                if not known.least <= len(args) - 2 <= known.most:
+                    raise CommandError("ERR Invalid number of arguments specified for command")
+                first, last, step = known.keys
+                if not first:
+                    raise CommandError("ERR The command has no key arguments")
+                keys = args[2:][first : (last + 1) or None : step]
+                link.out.append(array([bulk(key) for key in keys]))
+            case _:
+                raise CommandError(_unknown_subcommand("command", args[1]))
+
+
+def _none(link: Connection) -> bytes:
+    return b"*-1\r\n" if link.version == 2 else link.nil
+
+
+def _info(command: Command) -> bytes:
+    first, last, step = command.keys
+    return array(
+        [
+            bulk(command.name.encode()),
+            integer(command.arity),
+            array([b"+%b\r\n" % flag.encode() for flag in command.flags.split()]),
+            integer(first),
+            integer(last),
+            integer(step),
+            array([b"+@%b\r\n" % command.group.encode()]),
+            *[b"*0\r\n"] * 3,
+        ]
+    )
+
+
+def _docs(command: Command, version: int) -> tuple[bytes, bytes]:
+    facts = [("summary", command.summary), ("since", "1.0.0"), ("group", command.group), ("complexity", "O(1)")]
+    return bulk(command.name.encode()), mapping([(bulk(k.encode()), bulk(v.encode())) for k, v in facts], version)
+
+
+def _text(lines: list[str], version: int, end: str = "\n") -> bytes:
+    text = "".join(f"{line}{end}" for line in lines).encode(errors="replace")
+    return b"=%d\r\ntxt:%b\r\n" % (len(text) + 4, text) if version == 3 else bulk(text)
+
+
+def _described(link: Connection) -> str:
+    server = link.server
+    library = {key: value.decode() for key, value in link.library.items()}
+    return (
+        f"id={link.id} addr={link.peer} name={link.name.decode()} age={server.second - link.since} "
+        f"idle={server.second - link.last} flags=N db=0 resp={link.version} "
+        f"lib-name={library.get(b'lib-name', '')} lib-ver={library.get(b'lib-ver', '')}"
+    )
+
+
+def _checked_name(name: bytes | bytearray) -> bytes:
+    if any(not 33 <= byte <= 126 for byte in name):
+        raise CommandError("ERR Client names cannot contain spaces, newlines or special characters.")
+    return bytes(name)
+
+
+def _timeout(raw: bytes) -> float | None:
+    try:
+        milliseconds = to_integer(raw)
+    except CommandError:
+        raise CommandError("ERR timeout is not an integer or out of range") from None
+    if milliseconds < 0:
+        raise CommandError("ERR timeout is negative")
+    return milliseconds / 1000 or None
+
+
+def _unknown_subcommand(command: str, name: bytes | bytearray) -> str:
+    shown = bytes(name[:128]).decode(errors="replace")
+    return f"ERR unknown subcommand '{shown}'. Try {command.upper()} HELP."
+
+
+__all__ = ["BEFORE_PASSWORD", "Admin", "digest", "error"]

@@ -1,0 +1,115 @@
+"""Chunks as the server uses them: made and deleted in one step of the loop, or not at all.
+
+What would have to wait raises `Absent` or `NoRoom` before anything was changed; whoever called waits and calls again. So a
+command that touches several chunks is atomic without a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+from dstorage.errors import Lost
+from dstorage.handle import Handle, Status
+from dstorage.store import Store
+
+ROOT = b"redis\0"
+"""What all names of the server begin with."""
+_LATER = ROOT + b"d"
+_ID = struct.Struct(">Q")
+
+
+class Absent(Exception):
+    """The contents of chunk `id` have to be in memory first."""
+
+    def __init__(self, id: int) -> None:
+        super().__init__(id)
+        self.id = id
+
+
+class NoRoom(Exception):
+    """`size` bytes of the budget have to become free first."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class Chunks:
+    """The chunks of one store.
+
+    A chunk that no key refers to yet, or none any more, can be marked: it is deleted at the next start unless that was undone.
+    The mark is a name, and so as durable as the chunk.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._credit = 0
+
+    def resident(self, id: int) -> Handle:
+        """The handle of a chunk whose contents are in memory; not referenced, good until the next step of the loop.
+
+        Raises:
+            Absent: They are not.
+        """
+        with self.store.handle(id) as handle:
+            if handle.buffer is None:
+                raise Absent(id)
+        return handle
+
+    def lost(self, id: int) -> bool:
+        """Whether it is known that the contents are gone for ever."""
+        with self.store.handle(id) as handle:
+            return handle.status in (Status.LOST, Status.DELETED)
+
+    # -- room ---------------------------------------------------------------------------------------------------------
+
+    def take(self, size: int) -> None:
+        """Reserve room for new contents.
+
+        Raises:
+            NoRoom: There is none.
+        """
+        if self._credit:
+            credit, self._credit = self._credit, 0
+            if size == credit:
+                return
+            self.store.contents.drop_reserved(credit)
+        if not self.store.room.try_reserve(size):
+            raise NoRoom(size)
+
+    def lend(self, size: int) -> None:
+        """Let the next `take`, in this step of the loop, have room that was waited for; `settle` ends it."""
+        self._credit = size
+
+    def settle(self) -> None:
+        """Give back what was lent and not taken."""
+        if self._credit:
+            credit, self._credit = self._credit, 0
+            self.store.contents.drop_reserved(credit)
+
+    # -- making and deleting ------------------------------------------------------------------------------------------
+
+    def make(self, contents: bytes | bytearray) -> int:
+        """A new chunk of a buffer that nobody changes any more, and whose room was taken; returns its id."""
+        with self.store.contents.adopt(contents) as handle:
+            return handle.id
+
+    def delete(self, id: int) -> None:
+        """Delete a chunk, also one that is lost."""
+        with self.store.handle(id) as handle, contextlib.suppress(Lost):
+            handle.delete()
+
+    def mark(self, id: int) -> None:
+        """Delete it at the next start."""
+        self.store.set_name(_LATER + _ID.pack(id), id)
+
+    def unmark(self, id: int) -> None:
+        """Undo `mark`."""
+        self.store.set_name(_LATER + _ID.pack(id), None)
+
+    def delete_marked(self) -> None:
+        """At the start: delete what a former run had no time for."""
+        for _, id in list(self.store.names(_LATER)):
+            self.unmark(id)
+            self.delete(id)

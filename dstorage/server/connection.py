@@ -1,0 +1,449 @@
+"""One client's connection: its stream in, commands in order, replies out.
+
+What is answered from memory is answered in the step of the loop that read it, and the replies of one read leave in one write. A
+command that has to wait becomes a task; until it is done nothing more is read, and the commands behind it wait their turn. A client that does
+not read its replies is not read from either. So what a connection holds is bounded, whatever its client does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from dstorage.errors import (
+    CorruptData,
+    DStorageError,
+    Lost,
+    MemoryUnavailable,
+    ReadOnlyError,
+    StoreFull,
+    TemporarilyUnavailable,
+)
+from dstorage.handle import Handle
+from dstorage.server.chunks import Absent, NoRoom
+from dstorage.server.command import Command, CommandError, Work
+from dstorage.server.large import Upload
+from dstorage.server.protocol import NIL, LargeCommand, MemorySink, ProtocolError, RequestParser, Sink, error
+
+if TYPE_CHECKING:
+    from dstorage.server.server import Server
+
+OUTPUT_BYTES = 2**20
+"""Replies that wait for a client before it is not served any more until it reads."""
+FLUSH_AT = 256
+"""Parts of replies that are collected before they are handed to the socket."""
+PATIENCE_S = 30.0
+"""How long a command waits for room or for a chunk that is temporarily unavailable."""
+
+log = logging.getLogger("dstorage.server")
+
+
+class _End(list[str]):
+    """In the place of a command: after this error message, if any, hang up."""
+
+
+class Connection(asyncio.BufferedProtocol):
+    """The server's side of one connection.
+
+    Attributes:
+        id: Number of the connection.
+        name: What the client calls itself.
+        version: Of the protocol: 2 or 3.
+        nil: How it says "nothing".
+        out: Parts of replies not yet handed to the socket.
+        bulky: One of them is long: they are not copied together.
+        table: The commands it may use, by name in lower and upper case.
+        closing: Nothing more is to be done for it.
+        last: Second in which it was last heard of.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.id = 0
+        self.name = b""
+        self.library: dict[bytes, bytes] = {}
+        self.version = 2
+        self.nil = NIL[2]
+        self.out: list[Any] = []
+        self.bulky = False
+        self.table = server.table if server.password is None else server.before_password
+        self.closing = False
+        self.since = self.last = server.second
+        self.parser = RequestParser(
+            self._sink, in_memory=server.large.piece, max_request=server.limits.request, trusted=server.password is None
+        )
+        self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
+        self._queue: list[list[Any]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._holds = 0
+        self._writable = True
+        self._drained: asyncio.Future[None] | None = None
+        self._uploads: set[Upload] = set()
+        self._buffered = 0
+
+    # -- the transport's calls ----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client is there."""
+        # uvloop's transports are no subclass of it.
+        self._transport = transport = cast("asyncio.Transport", transport)
+        transport.set_write_buffer_limits(high=OUTPUT_BYTES)
+        refusal = self.server.entered(self)
+        if refusal is not None:
+            transport.write(error(refusal))
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has gone."""
+        self.closing = True
+        self._queue.clear()
+        self.server.left(self)
+        self.server.buffered -= self._buffered
+        self._buffered = 0
+        self.resume_writing()
+        for upload in self._uploads:
+            self.server.spawn(upload.abort())
+        self._uploads.clear()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the socket is to be read into."""
+        sink = self.parser.sink
+        return self.server.receive_view if sink is None else sink.window()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes came."""
+        self.last = self.server.second
+        parser = self.parser
+        if parser.sink is not None:
+            parser.filled(nbytes)
+            return
+        if self.closing:
+            return
+        try:
+            commands = parser.feed(bytes(self.server.receive_view[:nbytes]))
+        except ProtocolError as failure:
+            commands = [*failure.commands, _End([f"ERR Protocol error: {failure}"])]
+        if self._queue or self._task is not None or not self._writable:
+            self._queue += commands
+        else:
+            self._run(commands)
+
+    def eof_received(self) -> bool:
+        """The client will send no more: what it asked for is still answered."""
+        if (self._task is None and not self._queue) or self._transport.get_extra_info("ssl_object") is not None:
+            return False
+        self._queue.append(_End())
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        self._writable = False
+        self.hold()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        if self._writable:
+            return
+        self.last = self.server.second
+        self._writable = True
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        if self._task is None:
+            commands, self._queue = self._queue, []
+            self._run(commands)
+        self.go_on()
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Read no more until `go_on` was called as often."""
+        self._holds += 1
+        if self._holds == 1 and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def go_on(self) -> None:
+        """See `hold`."""
+        self._holds -= 1
+        if not self._holds and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _sink(self, size: int) -> Sink:
+        piece = self.server.large.piece
+        weight = _weight(size, piece)
+        if self.server.buffered + weight > self.server.limits.buffers:
+            raise ProtocolError(f"no room to receive {size} bytes now: other clients are sending")
+        self.server.buffered += weight
+        self._buffered += weight
+        if size <= piece:
+            return MemorySink(size)
+        upload = Upload(size, self.server.chunks, piece, hold=self.hold, go_on=self.go_on)
+        self._uploads.add(upload)
+        return upload
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    def _run(self, commands: list[list[Any]]) -> None:
+        """Do commands until one has to wait or the client is behind."""
+        out = self.out
+        done = 0
+        for args in commands:
+            done += 1
+            mark = len(out)
+            command = self.table.get(args[0]) if args.__class__ is list else None
+            try:
+                if command is not None and command.least <= len(args) <= command.most:
+                    later = command.run(self, args)
+                else:
+                    later = self._unusual(args)
+            except (Absent, NoRoom) as obstacle:
+                del out[mark:]
+                assert command is not None
+                later = self._again(command, args, obstacle)
+            except Exception as failure:
+                del out[mark:]
+                later = None
+                self.refuse(failure)
+            if later is not None:
+                self._wait(later, commands[done:])
+                return
+            if len(out) >= FLUSH_AT or self.bulky:
+                self.flush()
+            if self.closing or not self._writable:
+                break
+        self._queue = [] if self.closing else commands[done:]
+        self.flush()
+        if self.closing:
+            self._transport.close()
+
+    def _wait(self, work: Work, queue: list[list[Any]]) -> None:
+        """Do the rest of a command in a task, and what is behind it afterwards."""
+        self._queue = queue
+        self.hold()
+        self.flush()
+        self._task = self.server.spawn(self._finish(work))
+
+    async def _finish(self, work: Work) -> None:
+        mark = len(self.out)
+        try:
+            await work
+        except ConnectionError:
+            # The client has gone while its reply was on the way.
+            self.abort()
+        except Exception as failure:
+            del self.out[mark:]
+            self.refuse(failure)
+        finally:
+            self._task = None
+        self.flush()
+        if self._writable or self.closing:
+            queue, self._queue = self._queue, []
+            self._run(queue)
+        self.go_on()
+
+    def _unusual(self, args: list[Any]) -> Work | None:
+        """What the loop of `_run` leaves aside: unknown names, wrong numbers of arguments, long arguments, the end."""
+        if isinstance(args, _End):
+            self.out += map(error, args)
+            self.closing = True
+            return None
+        name = bytes(args[0]).lower()
+        command = self.table.get(name)
+        if command is None:
+            self._drop_long(args)
+            raise CommandError(self._unknown(name, args))
+        if not command.least <= len(args) <= command.most:
+            self._drop_long(args)
+            raise CommandError(command.wrong_arity)
+        if isinstance(args, LargeCommand):
+            return self._long(command, args)
+        try:
+            return command.run(self, args)
+        except (Absent, NoRoom) as obstacle:
+            return self._again(command, args, obstacle)
+
+    def _unknown(self, name: bytes, args: list[Any]) -> str:
+        if name in self.server.table:
+            return "NOAUTH Authentication required."
+        shown = bytes(args[0][:128]).decode(errors="replace")
+        some = "".join(
+            f"'{bytes(arg[:128]).decode(errors='replace')}' " for arg in args[1:20] if not isinstance(arg, Upload)
+        )
+        return f"ERR unknown command '{shown}', with args beginning with: {some[:128]}"
+
+    async def _again(self, command: Command, args: list[Any], obstacle: Exception) -> None:
+        await self.patiently(lambda: command.run(self, args), obstacle)
+
+    async def patiently(self, run: Callable[[], Work | None], obstacle: Exception | None = None) -> None:
+        """Do what may find a chunk absent or no room, after the obstacle met already.
+
+        Raises:
+            TemporarilyUnavailable, Lost, MemoryUnavailable: It stays so.
+        """
+        store, chunks = self.server.store, self.server.chunks
+        held: list[Handle] = []
+        try:
+            while True:
+                if isinstance(obstacle, Absent):
+                    held.append(store.handle(obstacle.id))
+                    await held[-1].get(wait=PATIENCE_S)
+                elif isinstance(obstacle, NoRoom):
+                    await store.room.reserve(obstacle.size, 0, PATIENCE_S)
+                    chunks.lend(obstacle.size)
+                mark = len(self.out)
+                try:
+                    later = run()
+                    break
+                except (Absent, NoRoom) as another:
+                    del self.out[mark:]
+                    obstacle = another
+                finally:
+                    chunks.settle()
+        finally:
+            for handle in held:
+                handle.release()
+        if later is not None:
+            await later
+
+    # -- long arguments -----------------------------------------------------------------------------------------------
+
+    def _long(self, command: Command, args: LargeCommand) -> Work | None:
+        """A command with an argument that came through a sink."""
+        piece = self.server.large.piece
+        for position, arg in enumerate(args):
+            if isinstance(arg, Upload) and not (command.uploads and position == command.value_at):
+                self._drop_long(args)
+                raise CommandError(
+                    f"ERR an argument of {arg.size} bytes is too long for '{command.name}': at most {piece}; "
+                    "SET, SETEX and GETSET take values of up to 512 MiB, SETRANGE and APPEND write them in parts"
+                )
+        plain = [
+            bytes(arg) if isinstance(arg, bytearray) and position != command.value_at else arg
+            for position, arg in enumerate(args)
+        ]
+        uploads = [arg for arg in args if isinstance(arg, Upload)]
+        if uploads:
+            return self._upload(command, args, plain, uploads[0])
+        self._forget(args)
+        try:
+            return command.run(self, plain)
+        except (Absent, NoRoom) as obstacle:
+            return self._again(command, plain, obstacle)
+
+    async def _upload(self, command: Command, args: LargeCommand, plain: list[Any], upload: Upload) -> None:
+        try:
+            await upload.finish()
+            await self.patiently(lambda: command.run(self, plain))
+        finally:
+            self._drop_long(args)
+
+    def _drop_long(self, args: list[Any]) -> None:
+        """Long arguments are not needed any more."""
+        if isinstance(args, LargeCommand):
+            self._forget(args)
+            for arg in args:
+                if isinstance(arg, Upload):
+                    self._uploads.discard(arg)
+                    self.server.spawn(arg.abort())
+
+    def _forget(self, args: LargeCommand) -> None:
+        piece = self.server.large.piece
+        weight = sum(
+            _weight(arg.size if isinstance(arg, Upload) else len(arg), piece)
+            for arg in args
+            if not isinstance(arg, bytes)
+        )
+        weight = min(weight, self._buffered)
+        self._buffered -= weight
+        self.server.buffered -= weight
+
+    # -- replies ------------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Hand the replies collected so far to the socket."""
+        out = self.out
+        if out:
+            if self.bulky:
+                self.bulky = False
+                self._transport.writelines(out)
+            else:
+                self._transport.write(b"".join(out))
+            out.clear()
+
+    async def drained(self) -> None:
+        """Return when the client has read enough of its replies.
+
+        Raises:
+            ConnectionResetError: It has gone.
+        """
+        if not self._writable:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+            self._drained = None
+        if self._transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+
+    def refuse(self, failure: Exception) -> None:
+        """Reply with an error."""
+        self.out.append(error(_message(failure)))
+
+    def speak(self, version: int) -> None:
+        """Change to another version of the protocol."""
+        self.version = version
+        self.nil = NIL[version]
+
+    def trust(self) -> None:
+        """The client has shown the password."""
+        self.table = self.server.table
+        self.parser.trusted = True
+
+    @property
+    def peer(self) -> str:
+        """Its address."""
+        peer = self._transport.get_extra_info("peername")
+        return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix:0"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being done for it but waiting for the client itself."""
+        return self._task is None or not self._writable
+
+    def close(self) -> None:
+        """Hang up when what was written is sent."""
+        self.closing = True
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Hang up now."""
+        self.closing = True
+        self._transport.abort()
+
+    async def finished(self) -> None:
+        """Return when the command under way, if any, is done."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+
+def _weight(size: int, piece: int) -> int:
+    """Memory outside of the budget that an argument of `size` bytes takes while it arrives."""
+    return min(size, 2 * piece)
+
+
+def _message(failure: Exception) -> str:
+    match failure:
+        case CommandError():
+            return str(failure)
+        case MemoryUnavailable() | StoreFull():
+            return f"OOM {failure}"
+        case TemporarilyUnavailable():
+            return f"TRYAGAIN {failure}"
+        case Lost() | CorruptData():
+            return f"LOST {failure}"
+        case ReadOnlyError():
+            return f"READONLY {failure}"
+        case DStorageError():
+            return f"ERR {failure}"
+        case _:
+            log.error("a command failed", exc_info=failure)
+            return "ERR internal error; the server's log has more"

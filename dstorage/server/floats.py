@@ -1,0 +1,44 @@
+"""Arithmetic of INCRBYFLOAT: numbers with a 64-bit mantissa, printed with 17 decimals at most, as Redis has it on x86-64."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+MANTISSA_BITS = 64
+DECIMALS = 17
+MAX_DIGITS = 256
+MAX_EXPONENT = 4932
+"""Largest power of ten of such a number."""
+_NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,5}))?")
+
+
+def parse(raw: bytes | bytearray) -> Fraction | None:
+    """The number in `raw`, or None if it is none (infinity included)."""
+    match = _NUMBER.fullmatch(raw) if len(raw) <= MAX_DIGITS else None
+    if match is None or abs(int(match[1] or 0)) > MAX_EXPONENT:
+        return None
+    return _rounded(Fraction(raw.decode()))
+
+
+def add(a: Fraction, b: Fraction) -> Fraction:
+    """Their sum, rounded as the machine would."""
+    return _rounded(a + b)
+
+
+def show(value: Fraction) -> bytes:
+    """In digits, without trailing zeros."""
+    scaled = round(abs(value) * 10**DECIMALS)
+    whole, decimals = divmod(scaled, 10**DECIMALS)
+    text = f"{whole}.{decimals:0{DECIMALS}d}".rstrip("0").rstrip(".")
+    return (f"-{text}" if value < 0 and scaled else text).encode()
+
+
+def _rounded(value: Fraction) -> Fraction:
+    """The nearest number with a mantissa of MANTISSA_BITS; ties to even."""
+    if not value:
+        return value
+    exponent = abs(value.numerator).bit_length() - value.denominator.bit_length() - MANTISSA_BITS
+    while abs(value) >= Fraction(2) ** (exponent + MANTISSA_BITS):
+        exponent += 1
+    return round(value / Fraction(2) ** exponent) * Fraction(2) ** exponent
