@@ -16,6 +16,7 @@ from rich.markup import escape
 
 import dstorage
 from dstorage.cli.demo import demo
+from dstorage.cli.serve_command import serve
 from dstorage.cli.store_commands import (
     check,
     compact,
@@ -53,7 +54,7 @@ def _options(
     pass
 
 
-for command in (demo, init, put, get, ls, stat, controllers, check, compact, migrate):
+for command in (demo, init, put, get, ls, stat, controllers, check, compact, migrate, serve):
     app.command()(command)
 
 
