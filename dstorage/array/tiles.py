@@ -118,6 +118,16 @@ class Tiles:
         if size != expected:
             raise CorruptData(f"chunk {id} has {size} bytes, tile {number} of the array has {expected}", id=id)
 
+    def _check_present(self, number: int, id: int) -> None:
+        """Whether the tile's chunk is one, without looking at its contents (on the loop)."""
+        info = self._access.store.info(id)
+        if info is not None:
+            self._check(number, id, info.size)
+        elif self._access.store.info(self.root) is None:
+            raise Deleted("this array was deleted", id=self.root)
+        else:
+            raise Lost("unknown id", id=id)
+
     def _path(self, number: int) -> Iterator[int]:
         for level in reversed(range(self._depth)):
             yield (number >> BITS * level) % FANOUT
@@ -143,19 +153,17 @@ class Tiles:
 
         async def begin() -> tuple[Handle | None, bytes | bytearray | None]:
             store.check_writable()
-            handle = store.table.get(id) if id else None
-            source = None
-            try:
-                if handle is not None and keep:
+            if not id:
+                await store.room.reserve(size, 0, self._wait)
+                return None, None
+            with store.table.get(id) as handle:
+                self._check_present(number, id)
+                source = None
+                if keep:
                     await handle.get(wait=self._wait)
                     source = handle.buffer
-                    self._check(number, id, handle.size)
                 await store.room.reserve(size, id, self._wait)
-            except BaseException:
-                if handle is not None:
-                    handle.release()
-                raise
-            return handle, source
+                return handle.acquire(), source
 
         def undo(begun: tuple[Handle | None, bytes | bytearray | None]) -> None:
             self._drop(size, begun[0])

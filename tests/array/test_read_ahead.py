@@ -1,0 +1,118 @@
+"""While the program works on one part, the next ones are on their way in and the last ones on their way out."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+from conftest import settle
+from memory_controller import MemoryController
+
+import dstorage
+import dstorage.blocking
+from dstorage.array.core import AsyncPagedArray
+from dstorage.array.paged import PagedArray
+
+TILES, TILE_BYTES = 64, 4096
+
+
+def options(memory):
+    return {"budget": 16 * TILE_BYTES, "controllers": [memory], "commit_interval": None, "pressure": None}
+
+
+@pytest.fixture
+async def stored(tmp_path, memory):
+    """An array of 64 tiles on a store that has none of them in memory, with room for 16."""
+    async with dstorage.open(tmp_path / "store", **options(memory)) as store:
+        array = await AsyncPagedArray.create(store, "a", (TILES, 512), tile=(1, 512))
+        await array.write(..., np.arange(TILES)[:, None])
+    again = MemoryController(medium=memory.medium)
+    async with dstorage.open(tmp_path / "store", **options(again)) as store:
+        yield again, await AsyncPagedArray.open(store, "a")
+
+
+async def read_by(controller, array):
+    """Numbers of the tiles that the controller was asked for."""
+    await settle()
+    numbers = {await array._tiles.find(number): number for number in range(TILES)}
+    return [numbers[id] for id in controller.reads if id in numbers]
+
+
+async def test_the_next_tiles_are_read_while_the_program_works_on_one(stored):
+    controller, array = stored
+    tiles = array.tiles()
+    first = await anext(tiles)
+    assert (first.data == 0).all()
+    asked = await read_by(controller, array)
+    assert asked == list(range(len(asked)))
+    assert 2 <= len(asked) <= 1 + 16 / 8
+    # The second one is there: it comes even when the controller answers nothing more.
+    controller.gate = asyncio.Event()
+    assert ((await anext(tiles)).data == 1).all()
+    controller.gate.set()
+    await tiles.aclose()
+
+
+def assert_read_once(asked):
+    """All were asked for in order, and next to none was thrown out before it was used."""
+    assert list(dict.fromkeys(asked)) == list(range(TILES))
+    assert len(asked) <= 1.1 * TILES
+
+
+async def test_every_tile_is_read_once_and_in_order(stored):
+    controller, array = stored
+    assert [int(block.data[0, 0]) async for block in array.tiles()] == list(range(TILES))
+    assert_read_once(await read_by(controller, array))
+
+
+async def test_tiles_needed_for_several_halos_are_read_once(stored):
+    controller, array = stored
+    sums = [int(block.data[:, 0].sum()) async for block in array.bands(halo=1)]
+    assert sums[1:-1] == [3 * number for number in range(1, TILES - 1)]
+    assert_read_once(await read_by(controller, array))
+
+
+async def test_a_read_of_many_tiles_has_the_next_ones_on_their_way(stored):
+    controller, array = stored
+    controller.gate = asyncio.Event()
+    reading = asyncio.ensure_future(array.read())
+    await settle()
+    # Reads under way count when they are answered: let all of the first batch be.
+    controller.gate.set()
+    controller.gate = None
+    np.testing.assert_array_equal((await reading)[:, 0], np.arange(TILES))
+    assert_read_once(await read_by(controller, array))
+
+
+async def test_tiles_that_are_replaced_whole_are_not_read(stored):
+    controller, array = stored
+    await array.write(..., 5)
+    async with array.edit(np.s_[3], discard=True) as part:
+        part[...] = 6
+    assert await read_by(controller, array) == []
+
+
+async def test_written_tiles_leave_for_the_controller_while_the_program_goes_on(stored):
+    controller, array = stored
+    await array.write(..., 7)
+    await settle()
+    # Most of 64 tiles cannot be in memory, of which half may be dirty.
+    assert len(controller.writes) >= TILES - 16
+
+
+def test_plain_code_has_the_next_tiles_on_their_way_too(tmp_path):
+    memory = MemoryController()
+    with dstorage.blocking.open(tmp_path / "store", **options(memory)) as store:
+        PagedArray.create(store, "a", (TILES, 512), tile=(1, 512))[...] = 1
+    again = MemoryController(medium=memory.medium)
+    with dstorage.blocking.open(tmp_path / "store", **options(again)) as store:
+        array = PagedArray.open(store, "a")
+        tiles = array.tiles()
+        next(tiles)
+        store.call(settle)
+        before = len(again.reads)
+        assert before >= 2
+        next(tiles)
+        tiles.close()
+        assert array.sum() == TILES * 512
