@@ -13,12 +13,14 @@ import typer.main
 
 import dstorage
 import dstorage.blocking
+import dstorage.persistent
 import dstorage.testing
+import dstorage.volumes
 from dstorage.cli import app
 from dstorage.handle import TRANSITIONS
 
 REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
-PACKAGES = [dstorage, dstorage.blocking, dstorage.testing]
+PACKAGES = [dstorage, dstorage.blocking, dstorage.persistent, dstorage.testing, dstorage.volumes]
 PUBLIC = [
     pytest.param(getattr(package, name), id=f"{package.__name__}.{name}")
     for package in PACKAGES
@@ -67,7 +69,7 @@ def callables(thing: object) -> list[tuple[str, object]]:
 
 @pytest.mark.parametrize("thing", PUBLIC)
 def test_everything_public_is_typed(thing):
-    generated = dataclasses.is_dataclass(thing)
+    generated = dataclasses.is_dataclass(thing) or getattr(thing, "_is_protocol", False)
     for name, function in callables(thing):
         if generated and name.endswith("__init__"):
             continue

@@ -28,7 +28,7 @@ from dstorage.cli.store_commands import (
     put,
     stat,
 )
-from dstorage.errors import DStorageError
+from dstorage.errors import DStorageError, UsageError
 
 app = typer.Typer(
     name="dstorage",
@@ -56,6 +56,25 @@ def _options(
 
 for command in (demo, init, put, get, ls, stat, controllers, check, compact, migrate, serve):
     app.command()(command)
+
+
+def _without_volumes(package: str | None) -> None:
+    """The other commands work without the packages that volumes need."""
+
+    @app.command("volume", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def missing() -> None:
+        """Thin pools, volumes and snapshots; needs more packages."""
+        raise UsageError(f"volumes need {package}: pip install 'dstorage[persistent]'")
+
+
+try:
+    from dstorage.cli.volume_commands import volume_app
+except ModuleNotFoundError as error:
+    if error.name not in ("google_crc32c", "defusedxml"):
+        raise
+    _without_volumes(error.name)
+else:
+    app.add_typer(volume_app)
 
 
 def main() -> None:

@@ -284,6 +284,11 @@ class Clone:
             self._manager.unlock(self._manager.read_lock(number, validator))
 
     def _refuse(self, *_: Any) -> NoReturn:
+        """Not for a view that only reads.
+
+        Raises:
+            WouldBlockError: Always.
+        """
         raise WouldBlockError("a view that only reads was asked to change or count: use the transaction", block=-1)
 
     new_block = shadow_block = inc = dec = ref = is_shared = _refuse
