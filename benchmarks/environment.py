@@ -21,6 +21,8 @@ PACKAGES = (
     "zarr",
     "redis",
     "hiredis",
+    "obstore",
+    "cryptography",
 )
 
 

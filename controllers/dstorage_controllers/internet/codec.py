@@ -64,8 +64,8 @@ class Codec:
         """Bytes that a seal adds."""
         return CIPHER_BYTES if flags & AES else CHECK_BYTES
 
-    def seal(self, id: int, size: int, number: int, piece: int, flags: int, data: Buffer) -> bytes:
-        """Seal what `shrink` left of a chunk or piece.
+    def seal(self, id: int, size: int, number: int, piece: int, flags: int, data: Buffer) -> tuple[Buffer, Buffer]:
+        """Seal what `shrink` left of a chunk or piece: two parts, so that nothing large is copied.
 
         Args:
             id: Of the chunk.
@@ -77,8 +77,8 @@ class Codec:
         """
         bound = self._bound + _BOUND.pack(id, size, number, piece, flags)
         if flags & AES:
-            return self._ciphers[0].encrypt(_region(number), bound, data)
-        return xxh3_128_digest(bound + xxh3_128_digest(data)) + bytes(data)
+            return self._ciphers[0].encrypt_apart(_region(number), bound, data)
+        return xxh3_128_digest(bound + xxh3_128_digest(data)), data
 
     def open(self, id: int, size: int, number: int, piece: int, flags: int, tag: int, sealed: memoryview) -> Buffer:
         """The chunk or piece in sealed bytes.

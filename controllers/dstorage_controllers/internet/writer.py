@@ -197,13 +197,14 @@ class Writer:
         offset = 0
         for item in items:
             place = Place(item.size, number, offset, item.stored, item.flags, codec.key_tag)
-            sealed.append(codec.seal(item.id, item.size, number, 0, item.flags, item.data))
+            sealed += codec.seal(item.id, item.size, number, 0, item.flags, item.data)
             places.append(self._parts.layout.pack(item.id, place))
             offset += item.stored
         plain = layout.pack_index([(item.id, place) for item, place in zip(items, places, strict=True)])
-        index = codec.seal(INDEX_ID, len(plain), number, 0, codec.flags, plain)
-        sealed += [index, layout.pack_tail(offset, len(index))]
-        return sealed, places, Shape(offset, 0, len(index), codec.key_check)
+        index_bytes = len(plain) + codec.overhead(codec.flags)
+        sealed += codec.seal(INDEX_ID, len(plain), number, 0, codec.flags, plain)
+        sealed.append(layout.pack_tail(offset, index_bytes))
+        return sealed, places, Shape(offset, 0, index_bytes, codec.key_check)
 
     # -- pieces -------------------------------------------------------------------------------------------------------
 
@@ -251,7 +252,7 @@ class Writer:
     def _seal_piece(self, id: int, number: int, piece: int, part: memoryview) -> list[Buffer]:
         codec = self._parts.codec
         data, flags = codec.shrink(part)
-        return [bytes([flags]), codec.seal(id, len(part), number, piece, flags | PIECES | codec.flags, data)]
+        return [bytes([flags]), *codec.seal(id, len(part), number, piece, flags | PIECES | codec.flags, data)]
 
     # -- both ---------------------------------------------------------------------------------------------------------
 
