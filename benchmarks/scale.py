@@ -1,0 +1,174 @@
+"""How costs grow with the number of chunks: opening a store, and the way of one chunk, from 10^4 to 10^7 ids.
+
+The catalog is filled directly, with records of a controller that makes up the bytes of a chunk when it is asked for them: so what is
+measured is the store, not a disk. Chunks are looked at in random order, each once, out of all ids.
+
+    python benchmarks/scale.py [--size tiny|full] [--repeat N] [--json FILE]
+
+Columns: *open* is `dstorage.open` until it returns; *memory* the growth of memory of its own (USS) by it and by everything after it, chunk
+contents (1 MiB budget) included; *info* `store.info(id)`; *page-in* `handle`, `await`, release of a chunk not in memory; *change*
+replacing one chunk and committing, with the sync that makes it durable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+from environment import describe
+
+import dstorage
+from dstorage.catalog import Catalog, Changes
+from dstorage.controller import (
+    Buffer,
+    Controller,
+    ControllerStatus,
+    OpenContext,
+    ReadRequest,
+    Settings,
+    Space,
+    WriteRequest,
+)
+from dstorage.record import Locator, Record
+
+CHUNK_BYTES = 256
+POINTS = 2000
+CHANGES = 20
+FILL_AT_A_TIME = 100_000
+
+SIZES = {"tiny": [1000, 10_000], "full": [10_000, 100_000, 1_000_000, 10_000_000]}
+
+
+class MadeUp(Controller):
+    """Bytes that are computed from the id."""
+
+    kind = "made-up"
+
+    def __init__(self) -> None:
+        super().__init__("made-up", rank=50)
+
+    @classmethod
+    def from_settings(cls, name: str, settings: Settings) -> MadeUp:
+        return cls()
+
+    @property
+    def status(self) -> ControllerStatus:
+        return ControllerStatus.OK
+
+    async def open(self, context: OpenContext) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    def space(self) -> Space:
+        return Space(None, 0)
+
+    def read_nowait(self, id: int, locator: Locator) -> Buffer:
+        return id.to_bytes(8, "little") * (CHUNK_BYTES // 8)
+
+    async def read(self, requests: Sequence[ReadRequest]) -> list[Buffer | Exception]:
+        return [self.read_nowait(*request) for request in requests]
+
+    async def write(self, requests: Sequence[WriteRequest]) -> list[Locator | Exception]:
+        return [Locator(CHUNK_BYTES)] * len(requests)
+
+    async def discard(self, locators: Sequence[tuple[int, Locator]]) -> None:
+        pass
+
+    async def sync(self) -> None:
+        pass
+
+
+async def fill(path: Path, chunks: int) -> None:
+    """A store of so many chunks."""
+    async with dstorage.open(path, budget="1M", controllers=[MadeUp()], pressure=False):
+        pass
+    catalog = Catalog(path / "catalog")
+    for start in range(1, chunks + 1, FILL_AT_A_TIME):
+        stop = min(start + FILL_AT_A_TIME, chunks + 1)
+        catalog.make_room(stop - start)
+        catalog.apply(Changes({id: Record(0, 0, Locator(CHUNK_BYTES)) for id in range(start, stop)}))
+    catalog.reserve_ids(chunks + 1)
+    catalog.close()
+
+
+async def measure(path: Path, chunks: int) -> dict[str, float]:
+    """One process's figures: seconds, and bytes of memory."""
+    process = psutil.Process()
+    source = random.Random(7)
+    wanted = source.sample(range(1, chunks + 1), min(POINTS, chunks // 2))
+    memory = process.memory_full_info().uss
+    begin = time.perf_counter()
+    store = await dstorage.open(
+        path, budget="1M", controllers=[MadeUp()], commit_interval=None, pressure=False, tiering=False
+    )
+    opened = time.perf_counter() - begin
+    begin = time.perf_counter()
+    for id in wanted:
+        store.info(id)
+    info = (time.perf_counter() - begin) / len(wanted)
+    begin = time.perf_counter()
+    for id in wanted:
+        with store.handle(id) as handle:
+            await handle
+    page_in = (time.perf_counter() - begin) / len(wanted)
+    times = []
+    for id in wanted[:CHANGES]:
+        begin = time.perf_counter()
+        with store.handle(id) as handle:
+            await handle.replace(bytes(CHUNK_BYTES))
+        await store.commit()
+        times.append(time.perf_counter() - begin)
+    grown = process.memory_full_info().uss - memory
+    await store.close()
+    return {"open": opened, "info": info, "page_in": page_in, "change": statistics.median(times), "memory": grown}
+
+
+def main() -> None:
+    """Measure each size in processes of its own."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="full")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(asyncio.run(measure(Path(options.measure[0]), int(options.measure[1])))))
+        return
+    facts = describe()
+    print(facts["line"])
+    repeat = 2 if options.size == "tiny" else options.repeat
+    print(f"medians of {repeat} processes\n")
+    print(f"{'chunks':>12} {'open ms':>9} {'info us':>9} {'page-in us':>11} {'change ms':>10} {'memory MiB':>11}")
+    rows = []
+    for chunks in SIZES[options.size]:
+        with tempfile.TemporaryDirectory(prefix="dstorage-bench-") as folder:
+            path = Path(folder) / "store"
+            asyncio.run(fill(path, chunks))
+            found = [
+                json.loads(subprocess.check_output([sys.executable, __file__, "--measure", str(path), str(chunks)]))
+                for _ in range(repeat)
+            ]
+        row = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        print(
+            f"{chunks:>12,} {row['open'] * 1e3:>9.1f} {row['info'] * 1e6:>9.2f} {row['page_in'] * 1e6:>11.2f} "
+            f"{row['change'] * 1e3:>10.2f} {row['memory'] / 2**20:>11.1f}"
+        )
+        rows.append({"chunks": chunks, "median": row, "runs": found})
+    if options.json:
+        options.json.write_text(json.dumps({"environment": facts, "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
