@@ -8,8 +8,8 @@ from dstorage.errors import InvalidArgumentError
 from dstorage.paging.pressure import memory_total
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
-_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%")
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,9})?)\s*%", re.ASCII)
 _FORMS = 'a number of bytes, "512M", "1.5GiB", a share such as "25%", or a float between 0 and 1'
 
 
