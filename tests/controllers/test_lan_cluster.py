@@ -46,7 +46,7 @@ class TestCluster(ControllerTests):
 
 @pytest.fixture
 async def bench(cluster, tmp_path):
-    bench = Bench(LanController(url=cluster.url, cluster=True, timeout=1.0), tmp_path)
+    bench = Bench(LanController(url=cluster.url, cluster=True), tmp_path)
     await bench.open()
     yield bench
     await bench.controller.close()
