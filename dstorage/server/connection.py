@@ -34,6 +34,8 @@ OUTPUT_BYTES = 2**20
 """Replies that wait for a client before it is not served any more until it reads."""
 FLUSH_AT = 256
 """Parts of replies that are collected before they are handed to the socket."""
+FLUSH_BYTES = 2**18
+"""Bytes of long replies that are collected."""
 PATIENCE_S = 30.0
 """How long a command waits for room or for a chunk that is temporarily unavailable."""
 
@@ -53,7 +55,7 @@ class Connection(asyncio.BufferedProtocol):
         version: Of the protocol: 2 or 3.
         nil: How it says "nothing".
         out: Parts of replies not yet handed to the socket.
-        bulky: One of them is long: they are not copied together.
+        bulky: Bytes of the long ones among them; if there are any, they are not copied together.
         table: The commands it may use, by name in lower and upper case.
         closing: Nothing more is to be done for it.
         last: Second in which it was last heard of.
@@ -67,7 +69,7 @@ class Connection(asyncio.BufferedProtocol):
         self.version = 2
         self.nil = NIL[2]
         self.out: list[Any] = []
-        self.bulky = False
+        self.bulky = 0
         self.table = server.table if server.password is None else server.before_password
         self.closing = False
         self.since = self.last = server.second
@@ -208,14 +210,16 @@ class Connection(asyncio.BufferedProtocol):
             if later is not None:
                 self._wait(later, commands[done:])
                 return
-            if len(out) >= FLUSH_AT or self.bulky:
+            if len(out) >= FLUSH_AT or self.bulky >= FLUSH_BYTES:
                 self.flush()
             if self.closing or not self._writable:
                 break
         self._queue = [] if self.closing else commands[done:]
-        self.flush()
         if self.closing:
+            self.flush()
             self._transport.close()
+        elif out:
+            self.server.flush_soon(self)
 
     def _wait(self, work: Work, queue: list[list[Any]]) -> None:
         """Do the rest of a command in a task, and what is behind it afterwards."""
@@ -365,7 +369,7 @@ class Connection(asyncio.BufferedProtocol):
         out = self.out
         if out:
             if self.bulky:
-                self.bulky = False
+                self.bulky = 0
                 self._transport.writelines(out)
             else:
                 self._transport.write(b"".join(out))

@@ -161,12 +161,14 @@ class RequestParser:
                 return commands
             data = data[start:]
         if data[0] == 42 and self.trusted:
-            end = len(data) if data[-1] == 10 else data.rfind(b"\r\n*") + 2
+            # Where the last command began: unless it is so long that it goes its own way.
+            size = len(data)
+            end = size if data[-1] == 10 else data.rfind(b"\r\n*", max(0, size - LARGE - MAX_DIGITS)) + 2
             if end > 1:
-                batch = self._batch(data if end == len(data) else data[:end])
+                batch = self._batch(data if end == size else data[:end])
                 if batch is not None:
                     commands += batch
-                    if end == len(data):
+                    if end == size:
                         return commands
                     data = data[end:]
         self._parse(data, 0, commands)

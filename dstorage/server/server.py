@@ -102,6 +102,7 @@ class Server:
         self.hosts: list[str] = []
         self.port: int | None = None
         self.unix: str | None = None
+        self._unsent: list[Connection] = []
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._minder: asyncio.Task[None] | None = None
@@ -178,6 +179,17 @@ class Server:
         self.connections.pop(connection, None)
         if not self.connections:
             self._empty.set()
+
+    def flush_soon(self, connection: Connection) -> None:
+        """Send its replies when all that has come in this step of the loop is done: one write answers many reads."""
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush_all)
+        self._unsent.append(connection)
+
+    def _flush_all(self) -> None:
+        unsent, self._unsent = self._unsent, []
+        for connection in unsent:
+            connection.flush()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a task that `close` waits for."""

@@ -383,7 +383,7 @@ def _put_out(link: Connection, value: bytes | bytearray | memoryview) -> None:
         link.out.append(bulk(value))
     else:
         link.out += (b"$%d\r\n" % len(value), value, CRLF)
-        link.bulky = True
+        link.bulky += len(value)
 
 
 async def _send(link: Connection, reading: Reading, start: int, stop: int) -> None:
@@ -395,7 +395,7 @@ async def _send(link: Connection, reading: Reading, start: int, stop: int) -> No
                 begun = True
                 link.out.append(b"$%d\r\n" % (stop - start))
             link.out.append(part)
-            link.bulky = True
+            link.bulky += len(part)
             link.flush()
             await link.drained()
         link.out.append(CRLF)
