@@ -1,0 +1,280 @@
+"""`Cache`: the same as `AsyncCache` for any thread, without a trip to the loop for hits and misses."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import dstorage
+import dstorage.blocking
+from dstorage import AsyncCache, AsyncCacheTransaction, Cache, CacheTransaction
+from dstorage.errors import ClosedError, InvalidArgumentError, StoreLocked, UsageError
+
+
+@pytest.fixture
+def cache(tmp_path, clock):
+    with Cache(tmp_path / "c", budget="4M", clock=clock, pressure=False, commit_interval=None) as opened:
+        yield opened
+
+
+def public(kind):
+    return {name for name, value in vars(kind).items() if not name.startswith("_")}
+
+
+def test_both_faces_have_the_same_names_and_arguments():
+    own = {"core", "hot", "answer", "transaction", "store", "inner", "abort"}
+    for one, other in ((Cache, AsyncCache), (CacheTransaction, AsyncCacheTransaction)):
+        assert public(one) - own == public(other) - own
+        for name in public(one) - own:
+            ours, theirs = getattr(one, name), getattr(other, name)
+            if callable(ours):
+                assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters), name
+    assert list(inspect.signature(Cache).parameters) == list(inspect.signature(AsyncCache).parameters)
+
+
+def test_a_mapping(cache):
+    cache["a"] = "one"
+    cache[("b", 2)] = np.arange(5)
+    assert cache["a"] == "one"
+    assert list(cache[("b", 2)]) == [0, 1, 2, 3, 4]
+    assert "a" in cache
+    assert "z" not in cache
+    assert list(cache) == ["a", ("b", 2)]
+    assert len(cache) == 2
+    assert dict(cache.items())["a"] == "one"
+    assert "one" in [value for value in cache.values() if isinstance(value, str)]
+    del cache["a"]
+    with pytest.raises(KeyError):
+        cache["a"]
+    with pytest.raises(KeyError):
+        del cache["a"]
+
+
+def test_every_call(cache, clock):
+    assert cache.add("n", 1, expire=10, tag="t")
+    assert not cache.add("n", 2)
+    assert cache.incr("n", 4) == 5
+    assert cache.decr("n") == 4
+    assert cache.setdefault("n", 9) == 4
+    assert cache.info("n").expires == 1010
+    assert cache.touch("n", 20)
+    clock.advance(10)
+    assert cache.get("n") == 4
+    assert cache.keys(tag="t") == ["n"]
+    assert cache.tags() == ["t"]
+    assert cache.evict("t") == 1
+    cache.set_many({i: bytes(10) for i in range(10)})
+    cache.set_many((i, bytes(10)) for i in range(10, 20))
+    assert sorted(cache.get_many(range(5, 30), copy=True)) == list(range(5, 20))
+    assert cache.delete_many(range(5)) == 5
+    assert cache.keys(start=17, reverse=True) == [19, 18, 17]
+    assert cache.pop(19) == bytes(10)
+    assert cache.pop(19, "gone") == "gone"
+    cache.set_missing("m", "no", expire=5)
+    assert cache.missing("m") == "no"
+    assert cache.missing("other") is None
+    assert cache.get("m", 3) == 3
+    cache.set("e", 1, expire=1)
+    clock.advance(1)
+    assert len(cache) == 14
+    clock.advance(10)
+    assert cache.expire() == 1
+    assert cache.cull() == 0
+    cache.set_size_limit(5 * 138)
+    assert len(cache) == 5
+    assert cache.size_limit == 690
+    assert cache.volume == 690
+    cache.commit()
+    stats = cache.stats(reset=True)
+    assert (stats.hits, stats.culled) == (17, 9)
+    assert cache.clear() == 5
+    assert "0 entries" in repr(cache)
+
+
+def test_hits_and_misses_make_no_trip_to_the_loop(cache):
+    cache.set("a", b"value")
+    blocked, going = threading.Event(), threading.Event()
+
+    def hold():
+        blocked.set()
+        assert going.wait(10)
+
+    cache.store.loop.post(hold)
+    assert blocked.wait(10)
+    try:
+        assert cache.get("a") == b"value"
+        assert cache["a"] == b"value"
+        assert cache.get("b") is None
+        assert "a" in cache
+        assert len(cache) == 1
+        assert list(cache) == ["a"]
+        assert cache.info("a").size == 5
+    finally:
+        going.set()
+
+
+def test_values_that_left_memory_come_back(cache):
+    values = {n: bytes([n]) * 200_000 for n in range(40)}
+    cache.set_many(values)
+    assert cache.store.memory_used <= 4 * 2**20
+    for n, value in values.items():
+        assert cache.get(n) == value
+
+
+def test_threads_of_all_kinds_at_once(cache):
+    """Writers replace values whose contents say what they are; readers never see one that belongs to another key."""
+    errors = []
+    stop = threading.Event()
+
+    def write(offset):
+        n = 0
+        while not stop.is_set():
+            key = (n * 7 + offset) % 20
+            size = 100 + n % 50 * 3000
+            if n % 11 == 0:
+                cache.delete(key)
+            elif n % 3 == 0:
+                cache.set(key, np.full(size, key, "u1"), tag="array")
+            else:
+                cache.set(key, bytes([key]) * size)
+            n += 1
+
+    def read():
+        n = 0
+        while not stop.is_set():
+            n += 1
+            value = cache.get(n % 20)
+            if value is not None and set(bytes(value[:50])) != {n % 20}:
+                errors.append((n % 20, value[:50]))
+
+    def run(work, *arguments):
+        try:
+            work(*arguments)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(write, offset)) for offset in range(2)]
+    threads += [threading.Thread(target=run, args=(read,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        cache.stats()
+        cache.evict("array")
+        list(cache.items())
+        cache.keys()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert cache.volume == sum(cache.info(key).size + 128 for key in cache)
+
+
+def test_counts_are_exact_over_threads(cache):
+    cache.set("a", 1)
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(target=lambda: [cache.get("a") or cache.get("b") for _ in range(2000)]) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch)
+    assert cache.stats().hits == 8000
+
+
+def test_many_threads_increment(cache):
+    def work():
+        for _ in range(50):
+            cache.incr("n")
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert cache["n"] == 200
+
+
+def test_closed_says_so(tmp_path):
+    cache = Cache(tmp_path / "c", budget="4M", pressure=False)
+    cache["a"] = 1
+    cache.close()
+    cache.close()
+    for call in (cache.get, cache.delete, cache.__contains__, cache.__getitem__, cache.incr):
+        with pytest.raises(ClosedError):
+            call("a")
+    with pytest.raises(ClosedError):
+        len(cache)
+    with pytest.raises(ClosedError):
+        cache.set("a", 1)
+
+
+def test_a_store_that_is_given_stays_open(tmp_path):
+    with dstorage.blocking.open(tmp_path / "s", budget="4M", pressure=False) as store:
+        with Cache(store, name="one") as one, Cache(store, name="two") as two:
+            one["a"], two["a"] = 1, 2
+            assert (one["a"], two["a"]) == (1, 2)
+            with pytest.raises(UsageError, match="open already"):
+                Cache(store, name="two")
+        store.commit()
+        with Cache(store, name="one") as one:
+            assert one["a"] == 1
+        with pytest.raises(InvalidArgumentError, match="budget"):
+            Cache(store, budget="1M")
+    with pytest.raises(ClosedError):
+        one.get("a")
+
+
+def test_bad_arguments_make_no_directory(tmp_path):
+    with pytest.raises(InvalidArgumentError):
+        Cache(tmp_path / "c", serializer="yaml")
+    assert not (tmp_path / "c").exists()
+
+
+def test_two_processes_cannot_write_one_cache(tmp_path, cache):
+    code = f"import dstorage; dstorage.Cache({str(tmp_path / 'c')!r}, pressure=False)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert "StoreLocked" in done.stderr
+    assert str(os.getpid()) in done.stderr
+    assert issubclass(StoreLocked, OSError)
+
+
+def _in_child(cache, queue):
+    said = []
+    for call in (lambda: cache.get("b"), lambda: cache.set("c", 1), lambda: cache.get("cold")):
+        try:
+            call()
+        except Exception as error:
+            said.append(type(error).__name__)
+    queue.put(said)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_is_told(cache):
+    cache["a"] = 1
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_in_child, args=(cache, queue))
+    child.start()
+    assert queue.get() == ["ClosedError"] * 3
+    child.join()
+    queue.close()
+    assert cache["a"] == 1
+
+
+def test_what_is_not_closed_is_committed_at_exit(tmp_path):
+    code = f"import dstorage; cache = dstorage.Cache({str(tmp_path / 'x')!r}, budget='4M', pressure=False); cache['a'] = 'kept'"
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+    with Cache(tmp_path / "x", budget="4M", pressure=False) as cache:
+        assert cache["a"] == "kept"
