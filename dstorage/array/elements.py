@@ -15,7 +15,7 @@ from dstorage.array.access import Access
 from dstorage.array.halo import CLIP, Block, Frame, Frames
 from dstorage.array.layout import Layout
 from dstorage.array.selection import Array, Key, Piece, Selection, part_of
-from dstorage.array.tiles import Tiles
+from dstorage.array.tiles import Draft, Tiles
 from dstorage.errors import InvalidArgumentError
 
 T = TypeVar("T")
@@ -149,13 +149,7 @@ class Elements:
         while True:
             draft = await self._tiles.draft(number, keep=not whole)
             try:
-                target = np.frombuffer(draft.buffer, self.dtype).reshape(shape)
-                if draft.source is not None:
-                    target[...] = np.frombuffer(draft.source, self.dtype).reshape(shape)
-                elif not whole:
-                    target[...] = self._layout.fill
-                target[piece.inside] = value
-                del target
+                self._begun(draft, shape, keep=not whole)[piece.inside] = value
             except BaseException:
                 self._tiles.drop(draft)
                 raise
@@ -174,11 +168,12 @@ class Elements:
 
         Args:
             key: As for `read`.
-            discard: The present contents are not wanted: `part` starts as zeros. One whole tile (or a band that is one) is
-                then published without being copied.
+            discard: The present contents are not wanted: `part` starts as zeros.
+
+        One whole tile (or a band that is one) is published without being copied.
         """
         selection = Selection(key, self._layout)
-        piece = selection.single() if discard else None
+        piece = selection.single()
         if piece is None or not selection.whole(piece):
             raw = np.zeros(selection.raw_shape, self.dtype)
             if not discard:
@@ -187,17 +182,27 @@ class Elements:
             yield part
             await self.write(key, part)
             return
-        draft = await self._tiles.draft(self._layout.number(piece.place), keep=False)
+        draft = await self._tiles.draft(self._layout.number(piece.place), keep=not discard)
         try:
-            part = selection.result(np.frombuffer(draft.buffer, self.dtype).reshape(selection.raw_shape))
+            tile = self._begun(draft, selection.raw_shape, keep=not discard)
+            part = selection.result(tile)
             yield part
             # It belongs to the store from now on.
-            part.flags.writeable = False
+            part.flags.writeable = tile.flags.writeable = False
         except BaseException:
             self._tiles.drop(draft)
             raise
         if not await self._tiles.publish(draft):
             await self.write(key, part)
+
+    def _begun(self, draft: Draft, shape: Sequence[int], *, keep: bool) -> Array:
+        """A draft as an array, with the present contents or the fill value in it if they are to be kept."""
+        tile = np.frombuffer(draft.buffer, self.dtype).reshape(shape)
+        if draft.source is not None:
+            tile[...] = np.frombuffer(draft.source, self.dtype).reshape(shape)
+        elif keep:
+            tile[...] = self._layout.fill
+        return tile
 
     # -- part by part -------------------------------------------------------------------------------------------------
 

@@ -186,8 +186,9 @@ class PagedArray:
 
         Args:
             key: As for `read`.
-            discard: The present contents are not wanted: `part` starts as zeros. One whole tile (or a band that is one) is
-                then published without being copied.
+            discard: The present contents are not wanted: `part` starts as zeros.
+
+        One whole tile (or a band that is one) is published without being copied.
         """
         editing = self._array.edit(key, discard=discard)
         part = complete(editing.__aenter__())

@@ -1,0 +1,63 @@
+"""The examples run, at small size, and show what they promise."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def command(name, *arguments):
+    return [sys.executable, "-X", "dev", "-W", "error", EXAMPLES / name, *map(str, arguments)]
+
+
+def run(name, *arguments, cwd):
+    done = subprocess.run(command(name, *arguments), cwd=cwd, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_heat_flows_on_a_grid_of_several_times_the_budget(tmp_path):
+    out = run("heat.py", "--side", 512, "--sweeps", 5, "--budget", "1M", "--picture", "heat.png", cwd=tmp_path)
+    assert "two fields of 2 MiB" in out
+    # A frame of 268 x 268 around 244 x 244 at 100 degrees; none of that flows out of the plate in five sweeps.
+    assert f"mean {100 * (268**2 - 244**2) / 512**2:.4f}" in out
+    assert re.search(r"budget 1 MiB, peak of the process \d+ MiB", out)
+    with Image.open(tmp_path / "heat.png") as picture:
+        assert picture.size == (512, 512)
+        assert picture.getpixel((0, 0)) != picture.getpixel((130, 256))
+
+
+AGENTS = ["--agents", 30_000, "--steps", 30, "--budget", "256K"]
+
+
+def test_agents_that_were_killed_go_on_and_come_to_the_same_end(tmp_path):
+    expected = run("agents.py", "whole", *AGENTS, cwd=tmp_path).splitlines()
+    with subprocess.Popen(
+        command("agents.py", "killed", *AGENTS), cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().strip() == expected[0]
+        process.send_signal(signal.SIGKILL)
+    first, *rest = run("agents.py", "killed", *AGENTS, cwd=tmp_path).splitlines()
+    done = int(re.fullmatch(r"going on after step (\d+)", first)[1])
+    assert done in (10, 20, 30)
+    assert rest == expected[done // 10 :]
+
+
+def test_callbacks_are_told_every_status(tmp_path):
+    out = run("callbacks.py", "--nodes", 40, cwd=tmp_path)
+    assert "40 of 40 nodes seen" in out
+    for status in ["'RESOLVED': 38", "'LOST': 1", "'DELETED': 1", "'TEMPORARILY_UNAVAILABLE': "]:
+        assert status in out, out
+
+
+@pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_examples_say_how_they_are_run(example):
+    assert f"python examples/{example}" in (EXAMPLES / example).read_text().split('"""')[1]
