@@ -83,11 +83,11 @@ class Cleaning:
     async def wait(self, timeout: float) -> None:
         """Return when the queue is empty and the sweep is over, or after `timeout` seconds."""
         deadline = asyncio.get_running_loop().time() + timeout
-        # In this order: what is found joins the queue.
-        for task in (lambda: self._sweep, lambda: self._task):
-            waited = task()
-            if waited is not None:
-                await asyncio.wait({waited}, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+        if self._sweep is not None:
+            await asyncio.wait({self._sweep}, timeout=timeout)
+        # Only now: what the sweep has found is in the queue.
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
 
     async def close(self) -> None:
         """Give up what is left."""
