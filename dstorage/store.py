@@ -22,12 +22,11 @@ from dstorage.bulk import Bulk
 from dstorage.catalog import MAX_NAME_BYTES, Catalog
 from dstorage.commit import Committer
 from dstorage.contents import Contents
-from dstorage.controller import Buffer, Controller, ControllerStatus, OpenContext, Space
+from dstorage.controller import Buffer, Controller, ControllerStatus, Space
 from dstorage.copies import Copier
 from dstorage.drain import Drainer
 from dstorage.errors import (
     ClosedError,
-    ControllerError,
     DStorageError,
     InvalidArgumentError,
     ReadOnlyError,
@@ -38,6 +37,7 @@ from dstorage.handle import Handle
 from dstorage.ids import IdAllocator
 from dstorage.index import Index
 from dstorage.info import ChunkInfo, ControllerInfo, Stats
+from dstorage.loading import Loader
 from dstorage.lock import StoreLock
 from dstorage.mover import Mover
 from dstorage.namespace import Namespace, Namespaces
@@ -50,7 +50,7 @@ from dstorage.paging.pressure import Level, Pressure, PressureMonitor
 from dstorage.paging.trim import trim
 from dstorage.paging.writeback import WriteBack
 from dstorage.record import MAX_ID, Locator, Record
-from dstorage.registry import Entry, Registry, load_plugin
+from dstorage.registry import Entry, Registry
 from dstorage.resolver import Resolver
 from dstorage.room import Room
 from dstorage.table import HandleTable
@@ -147,6 +147,14 @@ class Store:
             discard=self.discard,
         )
         self._drainer = Drainer(self._mover, self._index, self._registry, self._writeback, self._committer)
+        self._loader = Loader(
+            path,
+            catalog,
+            self._registry,
+            self._committer,
+            read_only=options.read_only,
+            changed=self._controller_changed,
+        )
         self._ids = IdAllocator(catalog, self._committer, self.spawn)
         self.resolver = Resolver(
             self.table,
@@ -410,50 +418,7 @@ class Store:
             ControllerError: It could not be opened; the list knows it, its chunks stay unavailable.
         """
         self.check_open()
-        entry: Entry | None = None
-
-        def enlist() -> None:
-            nonlocal entry
-            entry = self._registry.enlist(controller)
-
-        await self._committer.exclusively(enlist)
-        assert entry is not None
-        await self._load(entry, controller)
-        return entry.index
-
-    async def _load(self, entry: Entry, controller: Controller) -> None:
-        former, entry.controller = entry.controller, None
-        self._registry.reorder()
-        if former is not None:
-            # What it was asked is answered, or fails as unavailable and is asked again.
-            await former.close()
-
-        def place(id: int) -> Locator | None:
-            committed = self._catalog.get(id)
-            places = () if committed is None else (committed, *self._catalog.copies(id))
-            return next((record.locator for record in places if record.controller == entry.index), None)
-
-        context = OpenContext(
-            store_uuid=self._catalog.uuid,
-            index=entry.index,
-            directory=self.path / entry.name,
-            state=self._catalog.state(entry.index),
-            read_only=self.options.read_only,
-            status_changed=lambda: self._controller_changed(entry),
-            place=place,
-        )
-        try:
-            await controller.open(context)
-        except Exception as error:
-            await controller.close()
-            entry.error = error
-            if isinstance(error, DStorageError):
-                raise
-            raise ControllerError(f"controller {entry.name!r} cannot be opened: {error}") from error
-        entry.controller = controller
-        entry.error = None
-        self._registry.reorder()
-        self._controller_changed(entry)
+        return (await self._loader.register(controller)).index
 
     def _controller_changed(self, entry: Entry) -> None:
         if self._events.streams:
@@ -466,12 +431,7 @@ class Store:
 
     async def unload(self, name: str) -> None:
         """Close a controller; its chunks are temporarily unavailable until `register` brings one of that name."""
-        entry = self.entry_named(name)
-        controller, entry.controller = entry.controller, None
-        self._registry.reorder()
-        if controller is not None:
-            await controller.close()
-        self._controller_changed(entry)
+        await self._loader.unload(self.entry_named(name))
 
     async def declare_removed(self, name: str) -> None:
         """Declare, for ever, that a controller is gone: its chunks are lost.
@@ -479,10 +439,7 @@ class Store:
         To save them first, see `drain`.
         """
         self.check_writable()
-        entry = self.entry_named(name)
-        await self.unload(name)
-        await self._committer.exclusively(lambda: self._registry.declare_removed(entry))
-        self._controller_changed(entry)
+        await self._loader.declare_removed(self.entry_named(name))
 
     def controllers(self) -> list[ControllerInfo]:
         """The list of controllers, in order of index."""
@@ -592,11 +549,7 @@ class Store:
         Raises:
             InvalidArgumentError: There is none.
         """
-        entry = self._registry.by_name(name)
-        if entry is None:
-            known = ", ".join(repr(e.name) for e in self._registry) or "none"
-            raise InvalidArgumentError(f"no controller {name!r} in this store (there are: {known})")
-        return entry
+        return self._loader.named(name)
 
     def discard(self, controller: int, places: list[tuple[int, Locator]]) -> None:
         """Free places that nothing refers to any more, in the background (for the store's parts)."""
@@ -706,20 +659,9 @@ class Store:
         """Load the controllers and start the background tasks (for `dstorage.open`)."""
         if not self.options.read_only:
             await self._ids.reserve()
-        given = {controller.name for controller in controllers or ()}
-        for entry in list(self._registry):
-            if entry.name not in given and not entry.removed:
-                await self._load_listed(entry)
-        for controller in controllers or ():
-            await self.register(controller)
+        await self._loader.start(controllers or ())
         options = self.options
-        if unknown := [name for name in options.tiers if self._registry.by_name(name) is None]:
-            known = ", ".join(repr(entry.name) for entry in self._registry)
-            warnings.warn(
-                f"tiers: no controller {', '.join(map(repr, unknown))} in this store yet (there are: {known})",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        self._loader.warn_of_unknown(options.tiers)
         if options.commit_interval is not None and not options.read_only:
             self.spawn(self._commit_now_and_then(options.commit_interval))
         if not options.read_only:
@@ -728,14 +670,6 @@ class Store:
             self.spawn(self.tiering.run())
         if options.pressure is not None:
             self.spawn(options.pressure.run(lambda: (self._memory.used, self._memory.budget), self.on_pressure))
-
-    async def _load_listed(self, entry: Entry) -> None:
-        """Load what the list names; what cannot be is unavailable, which is no reason not to open the rest."""
-        try:
-            await self._load(entry, load_plugin(entry.kind).from_settings(entry.name, entry.settings))
-        except DStorageError as error:
-            entry.error = error
-            warnings.warn(f"controller {entry.name!r} is not available: {error}", RuntimeWarning, stacklevel=4)
 
     async def close(self) -> None:
         """Commit, drain scratch chunks to durable controllers, and give everything back. Idempotent.

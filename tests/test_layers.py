@@ -18,7 +18,7 @@ LAYERS = [
     "controller",
     "tier catalog index registry uses",
     "paging",
-    "handle table room outage resolver contents bulk commit ids namespace transfer copies mover drain tiering info lock store lease opening",
+    "handle table room outage resolver contents bulk commit ids namespace loading transfer copies mover drain tiering info lock store lease opening",
     "check testing persistent volumes exnode",
     "blocking cache array",
     "server integrations cli",
