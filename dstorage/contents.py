@@ -223,6 +223,23 @@ class Contents:
         self._pagein.abandon(handle)
         if handle.buffer is not None:
             self._memory.forget(handle)
+        self._deleted(handle)
+
+    def take(self, handle: Handle) -> bytes | bytearray:
+        """Delete a chunk that is in memory and give its contents away, mostly without a copy (for parts built on the store).
+
+        Raises:
+            TemporarilyUnavailable, Deleted, Lost: It is not in memory.
+        """
+        self._store.check_writable()
+        if handle.buffer is None:
+            raise handle.failure()
+        self._pagein.abandon(handle)
+        contents = self._memory.hand_over(handle)
+        self._deleted(handle)
+        return contents
+
+    def _deleted(self, handle: Handle) -> None:
         self._index.put(handle.id, None)
         self._writeback.scratch.discard(handle.id)
         self._writeback.pinned.pop(handle.id, None)

@@ -192,6 +192,26 @@ class Memory:
 
     def forget(self, page: Page) -> None:
         """Free the contents of a page that was deleted or lost (not an eviction)."""
+        self._remove(page)
+        self._let_go(swap(page, None), page.size)
+        self.poke()
+
+    def hand_over(self, page: Page) -> bytes | bytearray:
+        """`forget`, but for the contents, which are the caller's now and count no more; a copy if others look at them."""
+        self._remove(page)
+        owner = page.buffer
+        assert owner is not None
+        page.buffer = None
+        if holders(owner) > ALONE:
+            self._strays.append((owner, page.size))
+            self.stray_bytes += page.size
+            owner = bytearray(owner)
+        else:
+            self.used -= page.size
+        self.poke()
+        return owner
+
+    def _remove(self, page: Page) -> None:
         if page.place != IN_ORDER:
             self._policy.dropped(page)
         self._take_out(page)
@@ -200,8 +220,6 @@ class Memory:
             del self.dirty[page]
             self.dirty_bytes -= page.size
         page.place = ABSENT
-        self._let_go(swap(page, None), page.size)
-        self.poke()
 
     def released(self, page: Page) -> None:
         """The last reference on a resident page outside of the order is gone."""
