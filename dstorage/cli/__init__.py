@@ -21,6 +21,7 @@ from dstorage.cli.store_commands import (
     check,
     compact,
     controllers,
+    drain,
     get,
     init,
     ls,
@@ -54,7 +55,7 @@ def _options(
     pass
 
 
-for command in (demo, init, put, get, ls, stat, controllers, check, compact, migrate, serve):
+for command in (demo, init, put, get, ls, stat, controllers, check, compact, drain, migrate, serve):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,20 +14,29 @@ import pytest
 from dstorage_controllers.disk import DiskController
 
 import dstorage
+from dstorage.cli import main
 
 COMMAND = [sys.executable, "-c", "from dstorage.cli import main; main()"]
 
 
 class Shell:
-    """Runs `dstorage` in a directory of its own, with a store `store` in it."""
+    """Runs `dstorage` in a directory of its own, with a store `store` in it; in this process, as starting one takes longer
+    than most commands.
+    """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, monkeypatch, capture) -> None:
         self.directory = directory
+        self._monkeypatch = monkeypatch
+        self._capture = capture
+        monkeypatch.chdir(directory)
 
     def __call__(self, *arguments: str, input: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run([*COMMAND, *arguments], cwd=self.directory, input=input, capture_output=True, timeout=60)
+        self._monkeypatch.setattr(sys, "argv", ["dstorage", *arguments])
+        self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(input)))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        done = subprocess.CompletedProcess(arguments, ended.value.code or 0, *self._capture.readouterr())
         assert done.returncode == code, (done.stdout, done.stderr)
-        assert b"Traceback" not in done.stderr, done.stderr.decode()
         return done
 
     def json(self, *arguments: str, input: bytes = b"", code: int = 0):
@@ -42,11 +52,29 @@ class Shell:
         return message.removeprefix("dstorage: ").strip()
 
 
+class Processes(Shell):
+    """A process per command, for tests that have an event loop running, or a store open."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, *arguments: str, input: bytes = b"", code: int = 0) -> subprocess.CompletedProcess[bytes]:
+        done = subprocess.run([*COMMAND, *arguments], cwd=self.directory, input=input, capture_output=True, timeout=60)
+        assert done.returncode == code, (done.stdout, done.stderr)
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return done
+
+
 @pytest.fixture
-def shell(tmp_path):
-    shell = Shell(tmp_path)
-    shell("init", "store")
-    return shell
+def bare(tmp_path, monkeypatch, capsysbinary):
+    """A shell in an empty directory."""
+    return Shell(tmp_path, monkeypatch, capsysbinary)
+
+
+@pytest.fixture
+def shell(bare):
+    bare("init", "store")
+    return bare
 
 
 def test_what_is_put_is_got_byte_for_byte(shell):
@@ -119,7 +147,7 @@ async def test_chunks_move_between_controllers_and_keep_their_ids(tmp_path):
     ]
     async with dstorage.open(tmp_path / "store", budget="1M", controllers=drives) as store:
         ids = [str((await store.create(bytes([n]) * 5000)).release() or n + 1) for n in range(5)]
-    shell = Shell(tmp_path)
+    shell = Processes(tmp_path)
     assert {row["controller"] for row in shell.json("ls", "store")} == {"one"}
     assert shell.json("migrate", "store", *ids[:3], "--to", "two") == {"moved": 3, "to": "two"}
     assert [row["controller"] for row in shell.json("ls", "store")] == ["two"] * 3 + ["one"] * 2
@@ -133,7 +161,7 @@ async def test_a_controller_is_drained_and_taken_away(tmp_path):
     drives = [DiskController("one", path=tmp_path / "one"), DiskController("two", path=tmp_path / "two", rank=40)]
     async with dstorage.open(tmp_path / "store", budget="1M", controllers=drives) as store:
         ids = [str((await store.create(bytes([n]) * 5000)).release() or n + 1) for n in range(5)]
-    shell = Shell(tmp_path)
+    shell = Processes(tmp_path)
     assert shell.json("drain", "store", "one") == {"controller": "one", "moved": 5, "removed": False, "draining": True}
     assert {row["controller"] for row in shell.json("ls", "store")} == {"two"}
     assert [row["draining"] for row in shell.json("controllers", "store")] == [True, False]
@@ -182,7 +210,7 @@ def test_it_tells_its_version(shell):
 
 
 async def test_reading_commands_work_beside_the_writer_and_writing_ones_name_it(tmp_path):
-    shell = Shell(tmp_path)
+    shell = Processes(tmp_path)
     async with dstorage.open(tmp_path / "store", budget="1M", commit_interval=None) as store:
         with await store.create(b"hello"):
             await store.commit()
@@ -230,12 +258,12 @@ def test_a_reader_that_goes_away_is_no_error(shell):
     assert done.stderr == b""
 
 
-def test_the_demonstration_verifies_what_it_stored(tmp_path):
+def test_the_demonstration_verifies_what_it_stored(tmp_path, bare):
     source = tmp_path / "data"
     source.mkdir()
     for number in range(40):
         (source / str(number)).write_bytes(os.urandom(500_000))
-    shell = Shell(tmp_path)
+    shell = bare
     figures = shell.json("demo", "data", "--budget", "4M", "--store", "kept")
     assert figures["verified"]
     assert (figures["files"], figures["bytes"]) == (40, 20_000_000)
