@@ -203,7 +203,7 @@ class AsyncCache:
             UsageError: Its serializer was not named, or the cache is closed.
         """
         core = self.core
-        found = await core.read(key)
+        found = core.hot(key) or await core.read(key)
         if found is None or found[0].kind is Kind.ABSENT:
             core.misses.add()
             return default

@@ -171,6 +171,17 @@ class Core:
         entry = self.lookup(key)
         return None if entry is None or entry.kind is Kind.ABSENT else entry
 
+    def hot(self, key: Key) -> tuple[Entry, bytes | bytearray] | None:
+        """The entry and payload of `key`, also of a remembered miss, if they are in memory."""
+        entry = self.lookup(key)
+        if entry is None:
+            return None
+        payload = self.chunks.peek(entry)
+        if payload is None:
+            return None
+        entry.used = True
+        return entry, payload
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def read(self, key: Key) -> tuple[Entry, bytes | bytearray] | None:

@@ -126,37 +126,20 @@ class Cache:
     def get(self, key: Key, default: Any = None, *, copy: bool = False) -> Any:
         """The value of `key`, or `default`; see `AsyncCache.get`."""
         core = self._core
-        found = self.hot(key)
-        if found is None:
-            found = self._cold(key)
-            if found is None:
-                core.misses.add()
-                return default
-        if found[0].kind is Kind.ABSENT:
+        found = self.answer(key)
+        if found is None or found[0].kind is Kind.ABSENT:
             core.misses.add()
             return default
         core.hits.add()
         return core.decode(*found, copy=copy)
 
-    def hot(self, key: Key) -> Answer:
-        """Entry and payload, if they are in memory (for the cache's own parts)."""
-        core = self._core
-        entry = core.lookup(key)
-        if entry is None:
-            return None
-        payload = core.chunks.peek(entry)
-        if payload is None:
-            return None
-        entry.used = True
-        return entry, payload
-
-    def _cold(self, key: Key) -> Answer:
-        """What `hot` did not find."""
-        return None if self._core.lookup(key) is None else self._loop.run(self._core.read, key)
-
     def answer(self, key: Key) -> Answer:
         """Entry and payload, if there are any (for the cache's own parts)."""
-        return self.hot(key) or self._cold(key)
+        core = self._core
+        found = core.hot(key)
+        if found is None and core.lookup(key) is not None:
+            found = self._loop.run(core.read, key)
+        return found
 
     def __getitem__(self, key: Key) -> Any:
         """The value of `key`.
@@ -370,7 +353,7 @@ class Cache:
 
                 async def read(key: Key) -> Answer:
                     # The caller's loop is not the store's: what is not in memory is waited for in a thread.
-                    return self.hot(key) or await asyncio.to_thread(self._cold, key)
+                    return self._core.hot(key) or await asyncio.to_thread(self.answer, key)
 
                 async def run(work: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
                     return await asyncio.to_thread(self._loop.run, work, *args)
