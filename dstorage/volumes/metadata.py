@@ -149,7 +149,7 @@ class ThinMetadata(PoolTransaction):
         self._check_new(id)
         details = self.details(origin)
         root = self._root_of(origin)
-        if self.time == MAX_TIME:
+        if self.time >= MAX_TIME:
             raise InvalidArgumentError(
                 f"{self.path} has counted {MAX_TIME} snapshots, and can count no further: dump and restore it"
             )

@@ -18,7 +18,7 @@ from typing import Self
 from dstorage.errors import ClosedError, InvalidArgumentError, UsageError
 from dstorage.persistent.block_file import BlockDevice, BlockFile
 from dstorage.persistent.block_manager import BLOCK_BYTES, CACHE_BLOCKS, BlockManager
-from dstorage.persistent.errors import SpaceMapFullError
+from dstorage.persistent.errors import DamagedMetadataError, SpaceMapFullError
 from dstorage.persistent.space_map_common import MapRoot
 from dstorage.persistent.space_map_disk import DiskSpaceMap
 from dstorage.persistent.space_map_metadata import MAX_METADATA_BLOCKS
@@ -31,6 +31,7 @@ from dstorage.volumes.errors import (
 from dstorage.volumes.lock import MetadataLock
 from dstorage.volumes.records import (
     MAX_DATA_BLOCK,
+    MAX_TIME,
     DeviceDetails,
 )
 from dstorage.volumes.superblock import (
@@ -185,6 +186,11 @@ class PoolTransaction:
                     f"{device.name} uses features {superblock.compat_ro_flags:#x} that this release can only read past: "
                     "open it with read_only=True"
                 )
+            if superblock.time > MAX_TIME:
+                raise DamagedMetadataError(
+                    f"superblock in block 0 of {device.name}: its time is {superblock.time}, mappings can tell up to {MAX_TIME}",
+                    block=0,
+                )
         tm = TransactionManager.open(opened._manager, superblock.metadata_map_root)
         opened._begin(superblock, tm, DiskSpaceMap.open(tm, MapRoot.unpack(superblock.data_map_root)))
         return opened
@@ -192,6 +198,7 @@ class PoolTransaction:
     def close(self) -> None:
         """Drop what was not committed, and let others open it; a second call does nothing."""
         self._is_closed = True
+        self._manager.drop()
         self._device.close()
         if self._lock is not None:
             self._lock.release()
