@@ -182,7 +182,7 @@ class TestServer:
         await bench.get(places)
         await back(bench)
         assert all(isinstance(answer, Lost) for answer in (await bench.get(places)).values())
-        with pytest.warns(RuntimeWarning, match="emptied or restarted"):
+        with pytest.warns(RuntimeWarning, match="emptied, or restarted"):
             await bench.controller.sync()
         await bench.controller.close()
         server.kill()
@@ -293,6 +293,24 @@ class TestReplies:
             await bench.open()
             places = await bench.put({1: b"first"})
             assert isinstance((await bench.get(places))[1], CorruptData)
+            await bench.controller.close()
+
+    async def test_a_reply_without_end_is_not_collected(self, tmp_path):
+        def answer(command):
+            if command[0] == b"SET":
+                return b"+OK\r\n"
+            if not asked:
+                return b"$-1\r\n"
+            return b"$600000000\r\n" + bytes(200 * 2**20)
+
+        asked = False
+        async with ScriptedServer(answer) as server:
+            bench = Bench(LanController(url=server.url, timeout=60.0), tmp_path)
+            await bench.open()
+            places = await bench.put({1: b"first"})
+            asked = True
+            answers = await bench.get(places)
+            assert "longer than" in str(answers[1])
             await bench.controller.close()
 
     @pytest.mark.parametrize(
@@ -484,6 +502,21 @@ class TestSweep:
         assert await stranger.get(foreign) == chunks(3)
         for one in (again, stranger):
             await one.controller.close()
+
+    async def test_they_are_found_too_when_the_server_comes_late(self, redis, tmp_path):
+        bench = await self._session(redis.url, tmp_path, {}, {}.get)
+        places = await bench.put(chunks(3))
+        await bench.commit(places)
+        before = await server_keys(redis)
+        await bench.put({50: b"of a commit that never was"})
+        await bench.controller.close()
+        redis.kill()
+        with pytest.warns(RuntimeWarning, match="starts without its server"):
+            again = await self._session(redis.url, tmp_path, bench.state, places.get)
+        redis.start()
+        await eventually(lambda: int(redis.ask("DBSIZE")[1:]) == before, "it is gone")
+        assert await again.get(places) == chunks(3)
+        await again.controller.close()
 
     async def test_an_older_copy_of_the_catalog_deletes_nothing_of_the_newer(self, redis, tmp_path):
         first = await self._session(redis.url, tmp_path, {}, {}.get)

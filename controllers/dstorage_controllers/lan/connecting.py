@@ -5,17 +5,32 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from redis._parsers import _AsyncHiredisParser
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import InvalidResponse
 
 from dstorage.controller import Settings
 from dstorage_controllers.lan.cluster import ClusterLink, Node
+from dstorage_controllers.lan.layout import MAX_PIECE_BYTES
 from dstorage_controllers.lan.link import Link, SingleLink
 from dstorage_controllers.lan.settings import load_password, parse_url
 
 READ_BYTES = 2**20
 """Asked of a socket at a time; with redis-py's own 64 KiB a chunk of that size takes two turns of the loop."""
+MAX_REPLY_BYTES = MAX_PIECE_BYTES + 2**20
+"""Larger than any reply that was asked for."""
+
+
+class _Parser(_AsyncHiredisParser):
+    """Ends a connection whose other end sends without end, instead of collecting it all."""
+
+    async def read_from_socket(self) -> bool:
+        """Read some more of a reply that is not whole yet."""
+        if self._reader is not None and self._reader.len() > MAX_REPLY_BYTES:
+            raise InvalidResponse(f"a reply is longer than {MAX_REPLY_BYTES} bytes")
+        return bool(await super().read_from_socket())  # type: ignore[no-untyped-call]  # redis-py has none there
 
 
 class _Abrupt(AbstractConnection):
@@ -56,6 +71,7 @@ def connect(name: str, settings: Settings) -> Link:
         "socket_connect_timeout": timeout,
         "socket_read_size": READ_BYTES,
         "retry": Retry(NoBackoff(), 0),
+        "parser_class": _Parser,
         "protocol": 2,
         "driver_info": None,
     }

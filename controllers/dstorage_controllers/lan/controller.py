@@ -7,10 +7,8 @@ is unlinked behind the commit; what a crash left behind is found by a scan in th
 from __future__ import annotations
 
 import asyncio
-import secrets
-import struct
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -40,6 +38,7 @@ from dstorage_controllers.lan.durability import Durability, advice
 from dstorage_controllers.lan.health import Health
 from dstorage_controllers.lan.layout import Layout, Place, content_sum
 from dstorage_controllers.lan.link import FAILURES, Link, Reply, SingleLink, refusal
+from dstorage_controllers.lan.session import Session
 from dstorage_controllers.lan.settings import check_settings
 from dstorage_controllers.lan.sweeping import Sweeping
 from dstorage_controllers.lan.trips import Trip, Trips, add
@@ -50,27 +49,13 @@ PIECE_BYTES = 256 * 2**10
 INLINE_SUM_BYTES = 8 * 2**20
 """Checksums of more are computed in a thread."""
 
-_STATE = struct.Struct("<BQQ")
-_STATE_VERSION = 1
-
-
-class _State(NamedTuple):
-    """What is saved with each commit.
-
-    Attributes:
-        used: Bytes of all chunks the commit refers to.
-        session: First generation of the session that committed last.
-    """
-
-    used: int
-    session: int
-
 
 class _Open(NamedTuple):
     context: OpenContext
     link: Link
     health: Health
     layout: Layout
+    session: Session
     trips: Trips
     unlinking: Unlinking
     sweeping: Sweeping
@@ -149,12 +134,10 @@ class LanController(Controller):
         self._connections = connections
         # Half of what a trip may take, so that it is this wait that ends first.
         self._durability = Durability(name, replicas, timeout / 2)
-        self._generation = self._session = 0
         self._open: _Open | None = None
         self._used = 0
         self._refused: int | None = None
-        self._saved = self._planned = _State(0, 0)
-        self._marked = False
+        self._recognised = False
 
     @classmethod
     def from_settings(cls, name: str, settings: Settings) -> LanController:
@@ -190,64 +173,29 @@ class LanController(Controller):
         Raises:
             ControllerError: Wrong password or rights, or state that makes no sense.
         """
-        link = connect(self.name, self.settings)
         layout = Layout(context.store_uuid, context.index, self.name)
+        session = Session(self.name, context, layout)
+        link = connect(self.name, self.settings)
         health = Health(self.name, self._probe, self._health_changed)
-        self._session = self._generation = secrets.randbits(63)
-        self._saved = self._load(context.state)
-        self._used = self._saved.used
+        self._used = session.saved.used
         trips = Trips(link, health, self._connections)
         unlinking = Unlinking(link, trips)
-        sweeping = Sweeping(link, health, prefix=layout.prefix, orphan=self._orphan, found=unlinking.add)
-        self._open = _Open(context, link, health, layout, trips, unlinking, sweeping)
+        sweeping = Sweeping(link, health, prefix=layout.prefix, orphan=session.orphan, found=unlinking.add)
+        self._open = _Open(context, link, health, layout, session, trips, unlinking, sweeping)
         try:
             await self._probe()
-            await self._recognise()
         except (AuthenticationError, AuthorizationError) as error:
             raise ControllerError(f"the server of controller {self.name!r} refuses the login: {error}") from error
         except FAILURES as error:
             told = health.failed(error)
             warnings.warn(f"controller {self.name!r} starts without its server: {told}", RuntimeWarning, stacklevel=2)
-
-    def _load(self, state: Mapping[int, bytes]) -> _State:
-        raw = state.get(0)
-        if raw is None:
-            return _State(0, 0)
-        if len(raw) != _STATE.size or raw[0] != _STATE_VERSION:
-            raise ControllerError(f"the private state of controller {self.name!r} is damaged or of a newer version")
-        return _State(*_STATE.unpack(raw)[1:])
-
-    async def _recognise(self) -> None:
-        """Compare the server's mark with that of the last commit, and sweep if they agree.
-
-        They differ when another copy of this catalog has written there since: what is garbage for this one may be the other's.
-        """
-        opened = self._opened()
-        mark = (await opened.link.run([("GET", opened.layout.mark)]))[0]
-        if self._saved.session == 0 or isinstance(mark, Exception):
-            return
-        if mark is None and self._saved.used:
+        if session.forgotten:
             warnings.warn(
                 f"the server of controller {self.name!r} does not know this store: it was emptied, does not persist, or is "
                 "another one. Chunks that it does not have count as lost",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=2,
             )
-        if mark == b"%x" % self._saved.session and not opened.context.read_only and opened.context.place is not None:
-            opened.sweeping.begin()
-
-    def _orphan(self, key: str) -> bool:
-        opened = self._opened()
-        named = opened.layout.parse(key)
-        assert opened.context.place is not None
-        if named is None or self._session < named[1] <= self._generation:
-            return False
-        id, generation = named
-        locator = opened.context.place(id)
-        try:
-            return locator is None or opened.layout.unpack(id, locator).generation != generation
-        except CorruptData:
-            return False
 
     async def close(self) -> None:
         """Let go of the connections; a second call does nothing."""
@@ -272,6 +220,11 @@ class LanController(Controller):
                 raise reply
 
         await opened.link.everywhere(ask)
+        if not self._recognised:
+            sweep = await opened.session.recognise(opened.link)
+            self._recognised = True
+            if sweep:
+                opened.sweeping.begin()
 
     def _health_changed(self) -> None:
         if self._open is not None:
@@ -354,9 +307,8 @@ class LanController(Controller):
                     continue
                 self._used += len(view)
                 reserved[at] = len(view)
-                self._generation += 1
                 piece = self._piece if len(view) > self._piece else 0
-                place = Place(len(view), self._generation, piece, await _sum(id, view))
+                place = Place(len(view), opened.session.next_generation(), piece, await _sum(id, view))
                 answers.append(opened.layout.pack(id, place))
                 keys[at] = opened.layout.keys(id, place)
                 for number, key in enumerate(keys[at]):
@@ -414,7 +366,7 @@ class LanController(Controller):
         if refused is not None:
             raise refused
         try:
-            await self._mark(opened)
+            await opened.session.mark(opened.link)
             await opened.link.everywhere(
                 lambda server, number: self._durability.settle(server, opened.layout.probe(number))
             )
@@ -426,37 +378,20 @@ class LanController(Controller):
             # A commit cannot go elsewhere for room.
             raise told if isinstance(told, ControllerUnavailable) else ControllerUnavailable(str(told)) from error
 
-    async def _mark(self, opened: _Open) -> None:
-        mark = b"%x" % self._session
-        before, wrote = await opened.link.run([("GET", opened.layout.mark), ("SET", opened.layout.mark, mark)])
-        if isinstance(wrote, ResponseError):
-            raise wrote
-        if self._marked and before is None:
-            warnings.warn(
-                f"the server of controller {self.name!r} was emptied or restarted without what it held; chunks that it does "
-                "not have any more are lost",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        self._marked = True
-
     def checkpoint(self, alive: Sequence[tuple[int, Locator]], dead: Sequence[tuple[int, Locator]]) -> dict[int, bytes]:
         """The bytes that the commit will refer to, and whose commit it is."""
         opened = self._opened()
         begun = sum(place.size for _, place in self._places(opened, alive))
         ended = sum(place.size for _, place in self._places(opened, dead))
-        # Only what synced has left its mark on the server.
-        session = self._session if self._marked else self._saved.session
-        self._planned = _State(max(0, self._saved.used + begun - ended), session)
-        return {} if self._saved == self._planned else {0: _STATE.pack(_STATE_VERSION, *self._planned)}
+        return opened.session.plan(begun - ended)
 
     def committed(self) -> None:
         """The commit of the last checkpoint has happened."""
-        self._saved = self._planned
+        self._opened().session.committed()
 
     def committed_bytes(self) -> int | None:
         """Bytes that the last commit refers to."""
-        return self._saved.used
+        return self._opened().session.saved.used
 
     async def advice(self) -> list[str]:
         """Settings of the servers that may lose chunks: eviction, and no append-only file."""
