@@ -1,0 +1,125 @@
+"""A store with a bucket below it: reopened from its catalog alone, compacted, moved from and to a disk, left by a program that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dstorage_controllers.disk import DiskController
+from dstorage_controllers.internet import InternetController
+from servers.settled import settled
+
+import dstorage
+from dstorage.check import check
+from dstorage.testing import payload
+
+_no_leaks = settled
+OPTIONS = {"budget": 2**20, "commit_interval": None, "pressure": None}
+
+
+@pytest.fixture
+def key(monkeypatch):
+    monkeypatch.setenv("INTERNET_TEST_KEY", "cd" * 32)
+
+
+def internet(tmp_path, **options) -> InternetController:
+    return InternetController(url=f"file://{tmp_path}/bucket", key_env="INTERNET_TEST_KEY", **options)
+
+
+def packs(tmp_path) -> list[Path]:
+    return [path for path in (tmp_path / "bucket").rglob("*") if path.is_file() and path.name != "writer"]
+
+
+async def test_the_catalog_knows_how_to_open_it_again(tmp_path, key):
+    data = {}
+    async with dstorage.open(tmp_path / "store", controllers=[internet(tmp_path)], **OPTIONS) as store:
+        for seed in range(40):
+            with await store.create(payload(seed, 100_000), wait=30) as handle:
+                data[handle.id] = payload(seed, 100_000)
+        await store.commit()
+    async with dstorage.open(tmp_path / "store", **OPTIONS) as store:
+        (info,) = store.controllers()
+        assert info.kind == "internet"
+        for id, expected in data.items():
+            async with store.handle(id) as found:
+                assert bytes(found) == expected
+        report = await check(store)
+        assert report.problems == []
+
+
+async def test_a_missing_key_keeps_its_chunks_unavailable_and_says_so(tmp_path, key, monkeypatch):
+    async with dstorage.open(tmp_path / "store", controllers=[internet(tmp_path)], **OPTIONS) as store:
+        with await store.create(b"secret", wait=30) as handle:
+            id = handle.id
+    monkeypatch.setenv("INTERNET_TEST_KEY", "ef" * 32)
+    async with contextlib.AsyncExitStack() as stack:
+        with pytest.warns(RuntimeWarning, match="does not have all their keys"):
+            store = await stack.enter_async_context(dstorage.open(tmp_path / "store", **OPTIONS))
+        with store.handle(id) as handle, pytest.raises(dstorage.TemporarilyUnavailable):
+            await handle
+
+
+async def test_compaction_frees_what_dead_chunks_take(tmp_path, key):
+    async with dstorage.open(tmp_path / "store", controllers=[internet(tmp_path, compress=False)], **OPTIONS) as store:
+        written = {}
+        for seed in range(60):
+            with await store.create(payload(2 * seed + 1, 60_000), wait=30) as handle:
+                written[handle.id] = payload(2 * seed + 1, 60_000)
+        await store.commit()
+        full = sum(path.stat().st_size for path in packs(tmp_path))
+        kept = {id: data for at, (id, data) in enumerate(written.items()) if at % 6 == 0}
+        for id in written.keys() - kept.keys():
+            with store.handle(id) as handle:
+                handle.delete()
+        await store.commit()
+        assert await store.compact() == len(kept)
+        bucket = store.controller("internet")
+        await bucket._open.parts.cleaning.wait(10)
+        assert sum(path.stat().st_size for path in packs(tmp_path)) < full / 4
+        for id, expected in kept.items():
+            async with store.handle(id) as found:
+                assert bytes(found) == expected
+
+
+async def test_chunks_move_from_a_disk_to_the_bucket_and_back(tmp_path, key):
+    controllers = [DiskController(), internet(tmp_path)]
+    async with dstorage.open(tmp_path / "store", controllers=controllers, **OPTIONS) as store:
+        ids = []
+        for seed in range(20):
+            with await store.create(payload(seed, 20_000), wait=30) as handle:
+                ids.append(handle.id)
+        await store.commit()
+        assert await store.migrate(ids, to="internet") == 20
+        await store.commit()
+        assert store.controller("disk").space().used == 0
+        assert await store.migrate(ids, to="disk") == 20
+        await store.commit()
+        assert store.controller("internet").space().used == 0
+        for seed, id in enumerate(ids):
+            async with store.handle(id) as found:
+                assert bytes(found) == payload(seed, 20_000)
+
+
+PROGRAM = """
+import asyncio, sys
+from pathlib import Path
+from uuid import uuid4
+from dstorage.controller import OpenContext, WriteRequest
+from dstorage_controllers.internet import InternetController
+
+async def main():
+    controller = InternetController(url=f"file://{sys.argv[1]}/bucket")
+    await controller.open(OpenContext(uuid4(), 1, Path(sys.argv[1])))
+    await controller.write([WriteRequest(1, b"x")])
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_ends_at_once_ends_well(tmp_path):
+    """obstore's threads must not be in the way of the interpreter's end, also when nobody closed anything."""
+    for _ in range(5):
+        subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True, timeout=60)
