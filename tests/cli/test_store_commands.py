@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+import typer.main
 from dstorage_controllers.disk import DiskController
 
 import dstorage
-from dstorage.cli import main
+from dstorage.cli import app, main
 
 COMMAND = [sys.executable, "-c", "from dstorage.cli import main; main()"]
 
@@ -272,3 +275,45 @@ def test_the_demonstration_verifies_what_it_stored(tmp_path, bare):
     assert figures["edits"] > 0
     assert shell.json("check", "kept")["sound"]
     assert "4.8 times less" in shell("demo", "data", "--budget", "4M").stdout.decode()
+
+
+def test_people_get_tables_and_sentences(shell):
+    assert shell("put", "store", "-", input=bytes(5000)).stdout == b"1\t-\n"
+    about = shell("stat", "store").stdout.decode()
+    assert re.search(r"^chunks +1 *$", about, re.MULTILINE)
+    assert re.search(r"^bytes +5,000 *$", about, re.MULTILINE)
+    assert re.search(r"^controller +disk *$", shell("stat", "store", "1").stdout.decode(), re.MULTILINE)
+    assert re.search(
+        r"^ +0 +disk +disk .* OK", shell("controllers", "store").stdout.decode(), re.MULTILINE | re.IGNORECASE
+    )
+    assert shell("check", "store").stdout.decode().endswith("1 chunks, 5,000 bytes, 0 problems\n")
+    assert shell("init", "another").stdout == b"another: a new store with controller disk\n"
+    assert shell.json("init", "third") == {"store": "third", "controllers": ["disk"]}
+
+
+def test_damage_is_told_to_people_with_what_was_done(shell):
+    shell("put", "store", "-", input=b"hello")
+    segment = next(shell.directory.glob("store/disk/*.seg"))
+    segment.write_bytes(segment.read_bytes().replace(b"hello", b"hellO"))
+    found = shell("check", "store", code=1).stdout.decode()
+    assert "chunk 1 on disk" in found
+    assert found.endswith("1 problems\n")
+    assert "(dropped)" in shell("check", "store", "--repair").stdout.decode()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes on this system")
+def test_a_get_into_a_pipe_writes_the_pipe(shell):
+    shell("put", "store", "-", input=b"hello")
+    os.mkfifo(shell.directory / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((shell.directory / "pipe").read_bytes()))
+    reader.start()
+    shell("get", "store", "1", "-o", "pipe")
+    reader.join(30)
+    assert read == [b"hello"]
+    assert not (shell.directory / "pipe").is_file()
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
+def test_every_command_explains_itself(bare, command):
+    assert b"Usage" in bare(command, "--help").stdout
