@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
-import json
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from charts import Chart, keep
 from environment import describe
 
 import dstorage
@@ -175,9 +175,8 @@ def main() -> None:
         median = statistics.median(costs)
         print(f"{peer:36}{median:8.0f}{min(costs):8.0f}{max(costs):8.0f}{median / yardstick:8.1f}")
     print(f"a resident unreferenced chunk costs {memory:.0f} bytes beyond its 8, the header of its bytes included")
-    if arguments.json:
-        facts = {"environment": environment, "ns_per_hit": runs, "bytes_per_resident": memory}
-        arguments.json.write_text(json.dumps(facts, indent=1))
+    chart = Chart("A hit: time per call (lower is better)", "ns", {"hit": runs}, logarithmic=True)
+    keep(arguments.json, environment, [chart], ns_per_hit=runs, bytes_per_resident=memory)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import functools
-import json
 import multiprocessing
 import os
 import random
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+from charts import Chart, keep
 from environment import describe
 
 MIB = 2**20
@@ -425,10 +425,17 @@ def main() -> None:
             f"{name:24}{statistics.median(rates):10.0f}{min(rates):10.0f}{max(rates):10.0f}"
             f"{max(r['peak_rss_mib'] for r in runs):14.0f}{statistics.median(r['write_amplification'] for r in runs):11.2f}"
         )
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"environment": environment, "size": arguments.size, "runs": results}, indent=1)
-        )
+    what = f"{setting.data_bytes // MIB} MiB of {setting.value_bytes} B values, {setting.budget_bytes // MIB} MiB of memory"
+
+    def chart(title: str, unit: str, figure: str) -> Chart:
+        return Chart(title, unit, {what: {name: [run[figure] for run in runs] for name, runs in results.items()}})
+
+    charts = [
+        chart("Zipf reads and overwrites (higher is better)", "operations per second", "ops_per_s"),
+        chart("Peak resident memory (lower is better)", "MiB", "peak_rss_mib"),
+        chart("Bytes written per byte overwritten (lower is better)", "factor", "write_amplification"),
+    ]
+    keep(arguments.json, environment, charts, size=arguments.size, runs=results)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from charts import Chart, keep
 from environment import describe
 from policies import Arc, Belady, Cache, Lru, Ours, S3Fifo, WTinyLfu
 
@@ -135,7 +136,7 @@ def main() -> None:
     arguments = parser.parse_args()
     environment = describe()
     print(environment["line"])
-    results = []
+    results: list[dict[str, Any]] = []
     for name, requests in workloads(arguments.trace or list(TRACES), arguments.size):
         footprint = sum(dict(requests).values())
         print(f"\n{name}: {len(requests):,} requests, {len(dict(requests)):,} chunks, footprint {footprint:,}")
@@ -154,12 +155,23 @@ def main() -> None:
             results.append(
                 {"workload": name, "share": share, "capacity": capacity, "miss_ratio": ratios, "above": above}
             )
-    missed = [r for r in results if float(str(r["above"])) > GOAL]
+    missed = [r for r in results if r["above"] > GOAL]
     print(
         f"\nat most {GOAL} above the better of LRU and ARC in {len(results) - len(missed)} of {len(results)} comparisons"
     )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"environment": environment, "results": results}, indent=2) + "\n")
+    charts = [
+        Chart(
+            f"Miss ratio, memory for {share:.0%} of the footprint (lower is better)",
+            "share of requests",
+            {
+                r["workload"]: {name: [ratio] for name, ratio in r["miss_ratio"].items()}
+                for r in results
+                if r["share"] == share
+            },
+        )
+        for share in SHARES
+    ]
+    keep(arguments.json, environment, charts, results=results)
 
 
 if __name__ == "__main__":

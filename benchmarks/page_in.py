@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import sqlite3
@@ -26,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from charts import Chart, keep
 from dstorage_controllers.disk import DiskController
 from environment import describe
 
@@ -60,7 +60,7 @@ class Bench:
         self.repeat = repeat
         self.large = large
         self.small = small
-        self.results: list[dict[str, Any]] = []
+        self.charts: list[Chart] = []
         source = random.Random(1)
         self.blob = source.randbytes(LARGE)
         self.values = [source.randbytes(SMALL) for _ in range(64)]
@@ -70,13 +70,11 @@ class Bench:
         """Print and keep the medians and the spread of one comparison; the first name is the yardstick."""
         yardstick = statistics.median(next(iter(rates.values())))
         print(f"\n{what}")
+        self.charts.append(Chart(f"{what} (higher is better)", unit, {what: rates}))
         for name, seen in rates.items():
             median = statistics.median(seen)
             spread = f"{min(seen):,.2f} to {max(seen):,.2f}"
             print(f"  {name:<44} {median:>12,.2f} {unit:<9} {median / yardstick:>6.2f}x   ({spread})")
-            self.results.append(
-                {"what": what, "who": name, "unit": unit, "median": median, "min": min(seen), "max": max(seen)}
-            )
 
     async def rounds(
         self, work: int, contestants: Mapping[str, Callable[[], Awaitable[None]]], *, cold: bool
@@ -416,8 +414,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dstorage-bench-", dir=options.path) as directory:
         bench = Bench(Path(directory), *SIZES[options.size], options.repeat)
         run(bench.run())
-    if options.json is not None:
-        options.json.write_text(json.dumps({"environment": facts, "results": bench.results}, indent=2) + "\n")
+    keep(options.json, facts, bench.charts)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import queue
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from charts import Chart, keep
 from dstorage_controllers.disk import DiskController
 from environment import describe
 
@@ -137,8 +137,9 @@ def main() -> None:
             f"{name:<30} {seconds:>8.1f} {row['rate'] / MIB:>7.0f} {peak / MIB:>13.0f} {(peak - first) / MIB:>16.0f}",
             flush=True,
         )
-    if options.json:
-        options.json.write_text(json.dumps({"environment": facts, "size": size, "rows": rows}, indent=2))
+    above = {row["name"]: [(row["peak_rss"] - row["start_rss"]) / MIB] for row in rows}
+    chart = Chart("Memory taken by a producer faster than the disk (lower is better)", "MiB", {"peak": above})
+    keep(options.json, facts, [chart], size=size, rows=rows)
 
 
 if __name__ == "__main__":

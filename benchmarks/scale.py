@@ -23,8 +23,10 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
+from charts import Chart, keep
 from environment import describe
 
 import dstorage
@@ -151,7 +153,7 @@ def main() -> None:
     repeat = 2 if options.size == "tiny" else options.repeat
     print(f"medians of {repeat} processes\n")
     print(f"{'chunks':>12} {'open ms':>9} {'info us':>9} {'page-in us':>11} {'change ms':>10} {'memory MiB':>11}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for chunks in SIZES[options.size]:
         with tempfile.TemporaryDirectory(prefix="dstorage-bench-") as folder:
             path = Path(folder) / "store"
@@ -166,8 +168,21 @@ def main() -> None:
             f"{row['change'] * 1e3:>10.2f} {row['memory'] / 2**20:>11.1f}"
         )
         rows.append({"chunks": chunks, "median": row, "runs": found})
-    if options.json:
-        options.json.write_text(json.dumps({"environment": facts, "rows": rows}, indent=2))
+    charts = [
+        Chart(
+            "Costs by the number of chunks (lower is better)",
+            "microseconds",
+            {
+                str(row["chunks"]): {
+                    f"dstorage, {what}": [run[key] * 1e6 for run in row["runs"]]
+                    for what, key in (("open", "open"), ("info", "info"), ("page-in", "page_in"), ("change", "change"))
+                }
+                for row in rows
+            },
+            logarithmic=True,
+        )
+    ]
+    keep(options.json, facts, charts, rows=rows)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from memory_controller import MemoryController
+from turns import settle
 
 import dstorage
 
@@ -98,9 +99,3 @@ async def store(tmp_path, memory):
         tmp_path / "store", budget=2**20, controllers=[memory], commit_interval=None, pressure=None
     ) as opened:
         yield opened
-
-
-async def settle(rounds: int = 20) -> None:
-    """Let everything that is ready to run on the loop run."""
-    for _ in range(rounds):
-        await asyncio.sleep(0)

@@ -8,8 +8,8 @@ import random
 from contextlib import asynccontextmanager
 
 import pytest
-from conftest import settle
 from memory_controller import Medium, MemoryController
+from turns import settle
 
 import dstorage
 from dstorage import InvalidArgumentError, Lost, Status, StoreFull, TemporarilyUnavailable, TierRule

@@ -7,10 +7,10 @@ import gc
 import time
 
 import pytest
-from conftest import settle
 from hypothesis import given
 from hypothesis import strategies as st
 from memory_controller import MemoryController
+from turns import settle
 
 import dstorage
 from dstorage import (

@@ -10,8 +10,8 @@ import warnings
 
 import lmdb
 import pytest
-from conftest import settle
 from memory_controller import MemoryController
+from turns import settle
 
 import dstorage
 from dstorage import (

@@ -6,8 +6,8 @@ import asyncio
 
 import numpy as np
 import pytest
-from conftest import settle
 from memory_controller import MemoryController
+from turns import settle
 
 import dstorage
 import dstorage.blocking

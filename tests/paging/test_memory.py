@@ -1,0 +1,152 @@
+"""What is in memory is accounted to the byte: a store's memory against a plain count, under any history."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from memory_controller import MemoryController
+from turns import settle
+
+import dstorage
+from dstorage import MemoryUnavailable
+
+BUDGET = 64 * 1024
+
+
+@pytest.fixture
+async def store(tmp_path, memory):
+    async with dstorage.open(
+        tmp_path / "store", budget=BUDGET, controllers=[memory], commit_interval=None, pressure=None, tiering=False
+    ) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_used_is_what_is_resident_and_what_is_held_and_never_above_the_budget(store, seed):
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    model: dict[int, bytes] = {}
+    held: dict[int, dstorage.Handle] = {}
+    for _ in range(600):
+        match rng.choice(
+            ["create", "create", "read", "read", "replace", "edit", "delete", "hold", "release", "commit"]
+        ):
+            case "create":
+                data = rng.randbytes(rng.randrange(6000))
+                with await store.create(data, wait=5) as handle:
+                    model[handle.id] = data
+            case "read" if model:
+                id = rng.choice(list(model))
+                async with store.handle(id) as data:
+                    assert data == model[id]
+            case "replace" if model:
+                id = rng.choice(list(model))
+                model[id] = rng.randbytes(rng.randrange(6000))
+                with store.handle(id) as handle:
+                    await handle.replace(model[id], wait=5)
+            case "edit" if model:
+                id = rng.choice(list(model))
+                if model[id]:
+                    with store.handle(id) as handle:
+                        async with handle.edit(wait=5) as buf:
+                            buf[0] ^= 1
+                    model[id] = bytes([model[id][0] ^ 1]) + model[id][1:]
+            case "delete" if model:
+                id = rng.choice(list(model))
+                if id not in held:
+                    with store.handle(id) as handle:
+                        handle.delete()
+                    del model[id]
+            case "hold" if model and len(held) < 4:
+                id = rng.choice(list(model))
+                if id not in held:
+                    held[id] = store.handle(id)
+                    await held[id]
+            case "release" if held:
+                id, handle = held.popitem()
+                assert handle.data == model[id]
+                handle.release()
+            case "commit":
+                await store.commit()
+        stats = store.stats()
+        assert stats.used <= BUDGET
+        resident = [handle for handle in store.table.handles.values() if handle.buffer is not None]
+        assert stats.used - stats.stray == sum(handle.size for handle in resident)
+        assert stats.dirty == sum(handle.size for handle in resident if handle.dirty)
+    for handle in held.values():
+        handle.release()
+    assert {id: bytes(await read(store, id)) for id in model} == model
+
+
+async def read(store, id):
+    async with store.handle(id) as data:
+        return bytes(data)
+
+
+async def test_what_references_hold_stays_and_the_error_says_who(store):
+    handles = [await store.create(bytes(16 * 1024)) for _ in range(4)]
+    await store.commit()
+    with pytest.raises(MemoryUnavailable, match=r"4 chunks are referenced, the largest: \d+ \(16384 B, 1 refs\)"):
+        await store.create(b"x")
+    with pytest.raises(MemoryUnavailable, match="more than the whole budget"):
+        await store.create(bytes(BUDGET + 1))
+    waiting = asyncio.create_task(store.create(b"x", wait=60))
+    await settle()
+    assert not waiting.done()
+    handles.pop().release()
+    (await asyncio.wait_for(waiting, 5)).release()
+    for handle in handles:
+        handle.release()
+
+
+async def test_a_producer_is_slowed_at_the_share_that_may_be_dirty(tmp_path):
+    slow = MemoryController()
+    slow.write_gate = asyncio.Event()
+    async with dstorage.open(
+        tmp_path / "store", budget=BUDGET, controllers=[slow], dirty_share=0.25, commit_interval=None, pressure=None
+    ) as store:
+
+        async def produce():
+            for _ in range(100):
+                (await store.create(bytes(1024), wait=60)).release()
+
+        producer = asyncio.create_task(produce())
+        await settle(200)
+        assert not producer.done()
+        assert store.stats().dirty <= BUDGET / 4
+        slow.write_gate.set()
+        await asyncio.wait_for(producer, 10)
+        assert store.stats().dirty <= BUDGET / 4
+
+
+async def test_clean_victims_are_kept_ahead_so_that_reads_need_not_wait_for_writes(store, memory):
+    for _ in range(200):
+        (await store.create(bytes(1024), wait=5)).release()
+    await settle(200)
+    # The background writer keeps half of what may be dirty free of its own accord.
+    assert store.stats().dirty <= BUDGET / 4
+    written = len(memory.writes)
+    async with store.handle(1):
+        pass
+    assert len(memory.writes) == written
+
+
+async def test_one_pass_over_everything_does_not_flush_what_is_used_again_and_again(store, memory):
+    hot = []
+    for _ in range(20):
+        with await store.create(bytes(1024), wait=5) as handle:
+            hot.append(handle.id)
+    for _ in range(300):
+        (await store.create(bytes(1024), wait=5)).release()
+    await store.commit()
+    for _ in range(5):
+        for id in hot:
+            await read(store, id)
+    for id in range(max(hot) + 1, max(hot) + 301):
+        await read(store, id)
+    memory.reads.clear()
+    for id in hot:
+        await read(store, id)
+    assert len(memory.reads) <= len(hot) // 4
