@@ -295,6 +295,15 @@ class TestReplies:
             assert isinstance((await bench.get(places))[1], CorruptData)
             await bench.controller.close()
 
+    @pytest.mark.parametrize("reply", [b":7\r\n", b"*0\r\n", b"$-1\r\n", b"*2\r\n$1\r\nx\r\n:1\r\n"])
+    async def test_a_commit_that_is_answered_nonsense_fails(self, tmp_path, reply):
+        async with ScriptedServer(lambda command: b"+OK\r\n" if command[0] == b"SET" else reply) as server:
+            bench = Bench(LanController(url=server.url), tmp_path)
+            await bench.open()
+            with pytest.raises(ControllerUnavailable, match="something else"):
+                await bench.controller.sync()
+            await bench.controller.close()
+
     async def test_a_reply_without_end_is_not_collected(self, tmp_path):
         def answer(command):
             if command[0] == b"SET":

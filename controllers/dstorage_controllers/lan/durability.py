@@ -7,7 +7,7 @@ its settings: `advice` names those that lose data.
 
 from __future__ import annotations
 
-from redis.exceptions import ResponseError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from dstorage.errors import ControllerUnavailable
 from dstorage_controllers.lan.link import SingleLink
@@ -45,7 +45,11 @@ class Durability:
             if isinstance(wrote, ResponseError):
                 raise wrote
             if not isinstance(waited, ResponseError):
-                local, replicas = waited
+                match waited:
+                    case [int(local), int(replicas)]:
+                        pass
+                    case _:
+                        raise InvalidResponse("the server answers WAITAOF with something else")
                 if local < 1:
                     raise ControllerUnavailable(
                         f"the server of {self._name!r} has not brought its append-only file to its disk in time"
@@ -59,6 +63,8 @@ class Durability:
         for reply in (wrote, waited):
             if isinstance(reply, ResponseError):
                 raise reply
+        if not isinstance(waited, int):
+            raise InvalidResponse("the server answers WAIT with something else")
         self._check(waited)
 
     def _check(self, replicas: int) -> None:

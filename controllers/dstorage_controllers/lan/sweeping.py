@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from redis.exceptions import ResponseError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from dstorage_controllers.lan.health import Health
 from dstorage_controllers.lan.link import FAILURES, Link, SingleLink
@@ -84,15 +84,19 @@ class Sweeping:
             self._task = None
 
     async def _walk_one(self, server: SingleLink, number: int) -> None:
-        cursor = 0
+        cursor = b"0"
         while True:
-            reply = (await server.run([("SCAN", str(cursor), "MATCH", self._pattern, "COUNT", KEYS_AT_ONCE)]))[0]
+            reply = (await server.run([("SCAN", cursor, "MATCH", self._pattern, "COUNT", KEYS_AT_ONCE)]))[0]
             if isinstance(reply, Exception):
                 raise reply
-            cursor, keys = int(reply[0]), reply[1]
+            match reply:
+                case [bytes(cursor), [*keys]] if all(isinstance(key, bytes) for key in keys):
+                    pass
+                case _:
+                    raise InvalidResponse("the server answers SCAN with something else")
             orphans = [key for raw in keys if self._orphan(key := raw.decode("ascii", "replace"))]
             if orphans:
                 self._found(orphans)
-            if cursor == 0:
+            if cursor == b"0":
                 return
             await asyncio.sleep(PAUSE_S)
