@@ -6,6 +6,7 @@ has to wait in the middle, looks again before that step whether the entry is sti
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import warnings
@@ -17,7 +18,7 @@ from dstorage.cache.chunks import Chunks, runs
 from dstorage.cache.counts import Counter
 from dstorage.cache.entries import ENTRY_BYTES, Entries
 from dstorage.cache.keys import Key, encode_key, exact
-from dstorage.cache.records import NEVER, Entry, Names
+from dstorage.cache.records import NEVER, Entry, Names, batches
 from dstorage.cache.report import CacheStats
 from dstorage.cache.values import Codec, Encoded, Kind
 from dstorage.errors import (
@@ -91,15 +92,21 @@ class Core:
     async def load(self) -> None:
         """Read the index and the settings, and delete what a crash left of values half written."""
         store = self.store
-        found, damaged = self.names.read(store.names(self.names.entries))
-        superseded = self.entries.load(found)
+        superseded: list[Entry] = []
+        damaged: list[bytes] = []
+        for names in batches(store.names(self.names.entries), self.names.id_of):
+            found, bad = self.names.read(names)
+            superseded += self.entries.load(found)
+            damaged += [name for name, _ in bad]
+            # There may be millions of them, and the loop has other things to do.
+            await asyncio.sleep(0)
         await self._load_settings()
         if store.options.read_only:
             return
         for entry in superseded:
             self._unname(entry)
             self._delete(entry)
-        for name, _ in damaged:
+        for name in damaged:
             # What it stood for stays: whose it is cannot be known.
             store.set_name(name, None)
         self.chunks.discard([id for _, id in list(store.names(self.names.pending))])

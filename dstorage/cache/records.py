@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from dstorage.cache.keys import Key, decode_key, encode_key
@@ -145,6 +145,11 @@ class Names:
         """The name of a chunk that belongs to no entry yet."""
         return self.pending + _ID.pack(id)
 
+    def id_of(self, name: bytes) -> bytes:
+        """Which entry a name is of: its id, as it stands there."""
+        start = len(self.entries)
+        return name[start : start + _ID.size]
+
     def read(self, names: Iterable[tuple[bytes, int]]) -> tuple[list[Entry], list[tuple[bytes, int]]]:
         """Entries, from the names that begin with `entries`, in order.
 
@@ -167,10 +172,9 @@ class Names:
                     found.append(entry)
                 pieces.clear()
 
-        start = len(self.entries)
         head: bytes | None = None
         for name, id in names:
-            this = name[start : start + _ID.size]
+            this = self.id_of(name)
             if this != head:
                 finish()
                 head = this
@@ -192,6 +196,20 @@ class Names:
             return unpack_entry(pieces[0][1], record)
         except ValueError:
             return None
+
+
+def batches(
+    names: Iterable[tuple[bytes, int]], id_of: Callable[[bytes], bytes], most: int = 2048
+) -> Iterator[list[tuple[bytes, int]]]:
+    """Names in parts of about `most`; what belongs to one id stays together."""
+    part: list[tuple[bytes, int]] = []
+    for name, id in names:
+        if len(part) >= most and id_of(part[-1][0]) != id_of(name):
+            yield part
+            part = []
+        part.append((name, id))
+    if part:
+        yield part
 
 
 def pack_entry(entry: Entry) -> bytes:

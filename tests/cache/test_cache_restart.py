@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import numpy as np
@@ -58,6 +59,24 @@ async def test_the_limit_is_kept_and_holds_from_the_first_moment(tmp_path):
         assert cache.size_limit is None
     async with opened(tmp_path) as cache:
         assert cache.size_limit is None
+
+
+async def test_many_entries_are_read_in_parts_between_which_others_run(tmp_path, store):
+    async with AsyncCache(store) as cache:
+        await cache.set_many({("k" * 900, n) if n % 100 == 0 else n: b"" for n in range(5000)})
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    async with AsyncCache(store) as cache:
+        assert len(cache) == 5000
+        assert turns >= 2
+    counting.cancel()
 
 
 async def test_the_default_limit_is_one_gibibyte(tmp_path):
@@ -151,7 +170,6 @@ async def test_an_entry_that_points_at_other_bytes_is_not_believed(store, kind, 
 @given(st.lists(st.tuples(st.binary(max_size=100), st.integers(1, 50)), max_size=5), st.integers(0, 2**32))
 @settings(max_examples=30)
 def test_any_names_in_the_catalog_make_a_cache_that_works(names, seed):
-    import asyncio
     import tempfile
     import warnings
 
