@@ -250,9 +250,11 @@ class Store:
         """The id that `name` stands for, or None."""
         return self.loop.call_sync(self.inner.get_name, name)
 
-    def names(self, prefix: bytes = b"") -> Iterator[tuple[bytes, int]]:
-        """Names that start with `prefix`, in byte order, with their ids, as they are at this call."""
-        return iter(self.loop.call_sync(lambda: list(self.inner.names(prefix))))
+    def names(self, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, int]]:
+        """Names that start with `prefix`, from `start` on, in byte order, with their ids; what changes while they are read may be
+        seen or not.
+        """
+        return self.in_parts(lambda: self.inner.names(prefix, start))
 
     # -- namespaces ---------------------------------------------------------------------------------------------------
 
@@ -290,6 +292,23 @@ class Store:
         """Move chunks to controller `to`; see `dstorage.Store.migrate`."""
         wanted = list(ids)
         return self.loop.run(lambda: self.inner.migrate(wanted, to=to))
+
+    def make_copies(self) -> int:
+        """Return when all copies that the rules ask for are made; see `dstorage.Store.make_copies`."""
+        return self.loop.run(self.inner.make_copies)
+
+    def drain(self, name: str, *, advance: Callable[[int], None] = lambda count: None) -> int:
+        """Move everything off controller `name`, and commit; see `dstorage.Store.drain`.
+
+        Args:
+            name: The controller.
+            advance: Called on the store's loop, so it must not wait, with a number of chunks looked at.
+        """
+        return self.loop.run(lambda: self.inner.drain(name, advance=advance))
+
+    def cancel_drain(self, name: str) -> None:
+        """Let controller `name` take chunks again; what has moved stays moved."""
+        self.loop.run(self.inner.cancel_drain, name)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
 
 import numpy as np
@@ -307,6 +308,7 @@ def test_names_last_and_are_listed_in_order(tmp_path):
     with opening(tmp_path / "store") as store:
         assert [name for name, _ in store.names()] == [b"a", b"other"]
         assert [name for name, _ in store.names(b"o")] == [b"other"]
+        assert [name for name, _ in store.names(start=b"b")] == [b"other"]
         assert bytes(store.get(store.get_name(b"a"))) == b"a"
         assert store.get_name(b"b") is None
         with pytest.raises(InvalidArgumentError):
@@ -347,6 +349,13 @@ def test_controllers_are_listed_loaded_and_unloaded(store, memory):
     assert store.info(handle.id).controller == "second"
     assert store.record(handle.id).controller == 1
     assert store.compact() == 0
+    store.register(type(memory)("third"))
+    looked_at = []
+    assert store.drain("second", advance=looked_at.append) == 1
+    assert sum(looked_at) >= 1
+    assert store.info(handle.id).controller in ("memory", "third")
+    store.cancel_drain("second")
+    assert store.make_copies() == 0
     store.declare_removed("second")
     assert store.controllers()[1].status.value == "removed"
 
@@ -741,9 +750,27 @@ def test_what_one_stores_offers_the_other_offers_too():
         "check_open",
         "check_writable",
     }
-    kept |= {"controller", "entry", "entry_named", "records", "forget"}
+    kept |= {"controller", "entry", "entry_named", "records", "forget", "places", "heal"}
     public = {name for name in vars(dstorage.Store) if not name.startswith("_")}
     assert public - kept <= set(vars(dstorage.blocking.Store)) | {"loop"}
+    opened = set(inspect.signature(dstorage.open).parameters) - {"path"}
+    assert opened == set(dstorage.blocking.OpenOptions.__annotations__)
+    for method in (
+        "create",
+        "get_name",
+        "names",
+        "namespace",
+        "compact",
+        "migrate",
+        "drain",
+        "prefetch",
+        "wait",
+        "events",
+    ):
+        theirs, ours = (inspect.signature(getattr(c, method)) for c in (dstorage.Store, dstorage.blocking.Store))
+        assert [(p.name, p.kind, p.annotation) for p in theirs.parameters.values()] == [
+            (p.name, p.kind, p.annotation) for p in ours.parameters.values()
+        ]
     handle = {name for name in vars(dstorage.Handle) if not name.startswith("_")}
     kept = {"to", "bind", "failure", "replace_nowait", "retry_at", "waiters", "refs"}
     assert handle - kept <= set(vars(dstorage.blocking.Handle))
