@@ -374,7 +374,9 @@ class Admin:
             case b"DOCS":
                 documented = [table[name] for name in wanted if name in table] if wanted else table.values()
                 link.out.append(mapping([_docs(one, link.version) for one in documented], link.version))
-            case b"GETKEYS" if len(args) > 2:
+            case b"GETKEYS" if len(args) < 4:
+                raise CommandError("ERR wrong number of arguments for 'command|getkeys' command")
+            case b"GETKEYS":
                 known = table.get(wanted[0])
                 if known is None:
                     raise CommandError("ERR Invalid command specified")

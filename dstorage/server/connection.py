@@ -270,11 +270,12 @@ class Connection(asyncio.BufferedProtocol):
     def _unknown(self, name: bytes, args: list[Any]) -> str:
         if name in self.server.table:
             return "NOAUTH Authentication required."
-        shown = bytes(args[0][:128]).decode(errors="replace")
-        some = "".join(
-            f"'{bytes(arg[:128]).decode(errors='replace')}' " for arg in args[1:20] if not isinstance(arg, Upload)
-        )
-        return f"ERR unknown command '{shown}', with args beginning with: {some[:128]}"
+        shown = _shown(args[0], 128)
+        some = ""
+        for arg in args[1:]:
+            if len(some) < 128:
+                some += f"'{_shown(b'' if isinstance(arg, Upload) else arg, 128 - len(some))}' "
+        return f"ERR unknown command '{shown}', with args beginning with: {some}"
 
     async def _again(self, command: Command, args: list[Any], obstacle: Exception) -> None:
         await self.patiently(lambda: command.run(self, args), obstacle)
@@ -427,6 +428,11 @@ class Connection(asyncio.BufferedProtocol):
         """Return when the command under way, if any, is done."""
         if self._task is not None:
             await asyncio.wait([self._task])
+
+
+def _shown(arg: bytes | bytearray, limit: int) -> str:
+    """As much of an argument as an error message repeats."""
+    return bytes(arg[:limit]).partition(b"\0")[0].decode(errors="surrogateescape")
 
 
 def _weight(size: int, piece: int) -> int:

@@ -27,6 +27,7 @@ class Expiry:
 
     def __init__(self) -> None:
         self.keep = False
+        self._option: bytes | None = None
         self._raw: bytes | None = None
         self._unit = 0
         self._relative = False
@@ -35,11 +36,12 @@ class Expiry:
         """Read the option at `position`; returns how many arguments belong to it.
 
         Raises:
-            CommandError: It is none of them, or comes on top of another.
+            CommandError: It is none of them, or comes on top of another one.
         """
         option = args[position].upper()
-        if self.keep or self._raw is not None:
+        if self._option not in (None, option):
             raise CommandError(SYNTAX)
+        self._option = option
         if option == keep:
             self.keep = True
             return 0

@@ -7,9 +7,9 @@ from fractions import Fraction
 
 MANTISSA_BITS = 64
 DECIMALS = 17
-MAX_DIGITS = 256
-MAX_EXPONENT = 4932
-"""Largest power of ten of such a number."""
+MAX_DIGITS = 4000
+MAX_EXPONENT = 4000
+"""Largest power of ten; Redis goes on to 4932, Python's conversions to text end at 4300 digits."""
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,5}))?")
 
 
@@ -18,7 +18,8 @@ def parse(raw: bytes | bytearray) -> Fraction | None:
     match = _NUMBER.fullmatch(raw) if len(raw) <= MAX_DIGITS else None
     if match is None or abs(int(match[1] or 0)) > MAX_EXPONENT:
         return None
-    return _rounded(Fraction(raw.decode()))
+    value = Fraction(raw.decode())
+    return _rounded(value) if abs(value) < 10**MAX_EXPONENT else None
 
 
 def add(a: Fraction, b: Fraction) -> Fraction:

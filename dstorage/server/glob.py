@@ -12,7 +12,7 @@ from collections.abc import Callable
 def matcher(pattern: bytes) -> Callable[[bytes], object]:
     """What tells whether a key matches `pattern`."""
     if not pattern.strip(b"*"):
-        return bool if not pattern else _anything
+        return _anything if pattern else _nothing
     # Between stars: each part is found at its first place, the last one at the end.
     parts: list[bytes] = [b""]
     position = 0
@@ -38,6 +38,10 @@ def matcher(pattern: bytes) -> Callable[[bytes], object]:
 
 def _anything(key: bytes) -> bool:
     return True
+
+
+def _nothing(key: bytes) -> bool:
+    return not key
 
 
 def _class(pattern: bytes, position: int) -> tuple[bytes, int]:

@@ -214,7 +214,7 @@ class Keyspace:
         self.chunks.delete(former & ~LARGE_VALUE)
 
     def remove(self, key: bytes) -> bool:
-        """Remove a key; False if there is none.
+        """Remove a key; False if there is none, or it had expired.
 
         Raises:
             Absent: Nothing was done.
@@ -226,12 +226,13 @@ class Keyspace:
         if not number:
             return False
         self._check_drop(number)
+        moment = self.expires.get(key)
         self.store.set_name(name, None)
         self.hot.pop(key, None)
         self.set_expiry(key, None)
         self.count -= 1
         self._drop(number)
-        return True
+        return moment is None or moment > now()
 
     def _check_drop(self, number: int) -> None:
         """Raise Absent if `_drop` would."""

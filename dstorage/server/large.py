@@ -94,7 +94,7 @@ class LargeValues:
         self._chunks.delete(id)
 
     def _drop_piece(self, id: int) -> None:
-        if self._readers[id]:
+        if id in self._readers:
             self._replaced.add(id)
             self._chunks.mark(id)
         elif id:
@@ -104,17 +104,19 @@ class LargeValues:
 
     def open(self, manifest: Manifest) -> Reading:
         """Keep a value readable as it is, whatever happens to its key, until `Reading.close`."""
-        self._readers.update(manifest.ids)
+        self._readers.update(filter(None, manifest.ids))
         return Reading(self, self._chunks, manifest)
 
     def close(self, manifest: Manifest) -> None:
         """One reader less (for `Reading.close`)."""
-        self._readers -= Counter(manifest.ids)
-        for id in self._replaced.intersection(manifest.ids):
+        for id in filter(None, manifest.ids):
+            self._readers[id] -= 1
             if not self._readers[id]:
-                self._replaced.discard(id)
-                self._chunks.unmark(id)
-                self._chunks.delete(id)
+                del self._readers[id]
+                if id in self._replaced:
+                    self._replaced.discard(id)
+                    self._chunks.unmark(id)
+                    self._chunks.delete(id)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 

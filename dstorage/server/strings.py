@@ -193,6 +193,9 @@ class Strings:
             self._keyspace.put(key, value)
         if not keep_expiry:
             self._keyspace.set_expiry(key, expires)
+            if expires is not None:
+                # Where that is in the past, the key is gone at once.
+                self._keyspace.find(key)
 
     def _set_with_options(self, link: Connection, args: list[Any]) -> Work | None:
         key, value = args[1], args[2]
