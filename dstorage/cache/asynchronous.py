@@ -27,6 +27,7 @@ import dstorage.opening
 from dstorage.blocking.opening import OpenOptions
 from dstorage.cache.core import ANYTHING, Core, add_up
 from dstorage.cache.keys import Key
+from dstorage.cache.loading import load
 from dstorage.cache.memoize import Memo, MemoizeOptions, memoized_coroutine, named
 from dstorage.cache.records import NEVER
 from dstorage.cache.report import CacheEntryInfo, CacheStats, info_of
@@ -127,7 +128,7 @@ class AsyncCache:
                 make_private(store.path)
             core = Core(store, self._name, self._codec, self._clock)
             try:
-                await core.load()
+                await load(core)
                 if not store.options.read_only:
                     await core.set_size_limit(core.size_limit if self._limit is KEEP else self._limit)
                     self._reaper = store.spawn(self._reap(core))

@@ -6,10 +6,8 @@ has to wait in the middle, looks again before that step whether the entry is sti
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -18,7 +16,7 @@ from dstorage.cache.chunks import Chunks, runs
 from dstorage.cache.counts import Counter
 from dstorage.cache.entries import ENTRY_BYTES, Entries
 from dstorage.cache.keys import Key, encode_key, exact
-from dstorage.cache.records import NEVER, Entry, Names, batches
+from dstorage.cache.records import NEVER, Entry, Names
 from dstorage.cache.report import CacheStats
 from dstorage.cache.values import Codec, Encoded, Kind
 from dstorage.errors import (
@@ -32,8 +30,12 @@ from dstorage.errors import (
 from dstorage.store import Store
 
 SETTINGS_FORMAT = 1
-MAX_SETTINGS_BYTES = 4096
 DEFAULT_SIZE_LIMIT = 2**30
+
+
+class TooLargeError(InvalidArgumentError):
+    """A value that is larger than the whole cache may be."""
+
 
 ANYTHING: Final = object()
 """For `Core.write`: whatever stands for the key now."""
@@ -67,6 +69,7 @@ class Core:
         self.culled = 0
         self.expired = 0
         self.lost = 0
+        self.unkept = 0
         self.closed = False
         opened = _open.setdefault(store, set())
         if name in opened:
@@ -87,58 +90,7 @@ class Core:
         self.live = {}
         _open.get(self.store, set()).discard(self.name)
 
-    # -- opening ------------------------------------------------------------------------------------------------------
-
-    async def load(self) -> None:
-        """Read the index and the settings, and delete what a crash left of values half written."""
-        store = self.store
-        superseded: list[Entry] = []
-        damaged: list[bytes] = []
-        for names in batches(store.names(self.names.entries), self.names.id_of):
-            found, bad = self.names.read(names)
-            superseded += self.entries.load(found)
-            damaged += [name for name, _ in bad]
-            # There may be millions of them, and the loop has other things to do.
-            await asyncio.sleep(0)
-        await self._load_settings()
-        if store.options.read_only:
-            return
-        for entry in superseded:
-            self._unname(entry)
-            self._delete(entry)
-        for name in damaged:
-            # What it stood for stays: whose it is cannot be known.
-            store.set_name(name, None)
-        self.chunks.discard([id for _, id in list(store.names(self.names.pending))])
-        if damaged:
-            warnings.warn(
-                f"cache {self.name!r} of {store.path}: {len(damaged)} damaged records were dropped",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-
-    async def _load_settings(self) -> None:
-        id = self.store.get_name(self.names.settings)
-        if id is None:
-            return
-        handle = self.store.table.get(id)
-        try:
-            raw = bytes((await handle)[:MAX_SETTINGS_BYTES])
-            settings = json.loads(raw)
-            limit = settings["size_limit"]
-            if limit is not None and (type(limit) is not int or limit <= 0):
-                raise ValueError(f"size_limit {limit!r}")
-        except (ValueError, KeyError, TypeError, Lost, CorruptData) as error:
-            warnings.warn(
-                f"cache {self.name!r} of {self.store.path}: its settings are damaged ({error}): size_limit is "
-                f"{self.size_limit} until it is set",
-                RuntimeWarning,
-                stacklevel=5,
-            )
-        else:
-            self.size_limit = limit
-        finally:
-            handle.release()
+    # -- settings -----------------------------------------------------------------------------------------------------
 
     async def set_size_limit(self, limit: int | None) -> None:
         """Keep another limit, and cull down to it."""
@@ -305,7 +257,7 @@ class Core:
         check_expire(expire)
         size = memoryview(encoded.payload).nbytes
         if self.size_limit is not None and size + ENTRY_BYTES > self.size_limit:
-            raise InvalidArgumentError(
+            raise TooLargeError(
                 f"a value of {size} bytes for key {key!r}: the whole cache has {self.size_limit}; raise size_limit"
             )
         return key, tag
@@ -314,7 +266,7 @@ class Core:
         """Raise if these entries are too much together."""
         size = sum(entry.size + ENTRY_BYTES for entry in entries)
         if self.size_limit is not None and size > self.size_limit:
-            raise InvalidArgumentError(
+            raise TooLargeError(
                 f"{size} bytes in one transaction: the whole cache has {self.size_limit}; raise size_limit"
             )
 
@@ -339,9 +291,9 @@ class Core:
         for entry, names in named:
             former = self.entries.put(entry)
             if former is not None:
-                self._unname(former)
+                self.unname(former)
                 if former.id != entry.id:
-                    self._delete(former)
+                    self.delete(former)
             for name in names:
                 store.set_name(name, entry.id)
         if self.size_limit is not None and self.entries.volume > self.size_limit:
@@ -351,8 +303,8 @@ class Core:
         """Remove an entry that is in the index, with its value."""
         self.store.check_writable()
         self.entries.remove(entry)
-        self._unname(entry)
-        self._delete(entry)
+        self.unname(entry)
+        self.delete(entry)
 
     def touch(self, key: Key, expire: float | None) -> bool:
         """Give an entry another expiry; returns whether there is one."""
@@ -364,11 +316,13 @@ class Core:
         self.publish([entry.expiring(NEVER if expire is None else self.clock() + expire)])
         return True
 
-    def _unname(self, entry: Entry) -> None:
+    def unname(self, entry: Entry) -> None:
+        """Take its names out of the catalog, with the next commit."""
         for name in self.names.of_entry(entry):
             self.store.set_name(name, None)
 
-    def _delete(self, entry: Entry) -> None:
+    def delete(self, entry: Entry) -> None:
+        """Delete its value."""
         for id in entry.ids():
             self.chunks.delete(id)
 
@@ -385,10 +339,11 @@ class Core:
             culled=self.culled,
             expired=self.expired,
             lost=self.lost,
+            unkept=self.unkept,
         )
         if reset:
             self.hits, self.misses = Counter(), Counter()
-            self.culled = self.expired = self.lost = 0
+            self.culled = self.expired = self.lost = self.unkept = 0
         return stats
 
     # -- limits -------------------------------------------------------------------------------------------------------

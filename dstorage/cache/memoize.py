@@ -20,12 +20,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypedDict
 
 from dstorage.cache.calls import CallKey
-from dstorage.cache.core import Core, check_expire
+from dstorage.cache.core import Core, TooLargeError, check_expire
 from dstorage.cache.flights import Abandoned, Flights
 from dstorage.cache.keys import Key
 from dstorage.cache.records import NEVER, Entry
 from dstorage.cache.values import Encoded, Kind
-from dstorage.errors import DStorageError, InvalidArgumentError
+from dstorage.errors import DStorageError, InvalidArgumentError, MemoryUnavailable
 
 Answer = tuple[Entry, bytes | bytearray] | None
 
@@ -119,10 +119,14 @@ class Memo:
         return self.value(found)
 
     async def keep(self, key: Key, value: Any, cost: float) -> None:
-        """Keep a result (on the loop)."""
+        """Keep a result, if there is room for it (on the loop): who asked for it gets it all the same."""
         core = self.core()
         core.misses.add()
-        await core.write(key, core.codec.encode(value), expire=self.expire, tag=self.tag, cost=cost)
+        encoded = core.codec.encode(value)
+        try:
+            await core.write(key, encoded, expire=self.expire, tag=self.tag, cost=cost)
+        except (TooLargeError, MemoryUnavailable):
+            core.unkept += 1
 
     async def keep_miss(self, key: Key, error: LookupError) -> None:
         """Remember that there is none (on the loop)."""

@@ -21,6 +21,7 @@ class CacheStats:
         culled: Entries that left because the cache was full.
         expired: Entries that were removed because their time was over.
         lost: Entries that were dropped because their chunk was gone or damaged.
+        unkept: Results of memoized functions that were not kept, being larger than `size_limit` or finding no room.
     """
 
     hits: int
@@ -31,6 +32,7 @@ class CacheStats:
     culled: int
     expired: int
     lost: int
+    unkept: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,21 @@ class Cache:
 
     def get_many(self, keys: Iterable[Key], *, copy: bool = False) -> dict[Key, Any]:
         """The values of those `keys` that have one; see `AsyncCache.get_many`."""
-        return self._run(self.inner.get_many, list(keys), copy=copy)
+        core = self._core
+        wanted = list(keys)
+        found = {}
+        for key in wanted:
+            hot = core.hot(key)
+            if hot is not None and hot[0].kind is not Kind.ABSENT:
+                core.hits.add()
+                found[key] = core.decode(*hot, copy=copy)
+        rest = [key for key in wanted if key not in found]
+        if any(core.current(key) is not None for key in rest):
+            found |= self._run(self.inner.get_many, rest, copy=copy)
+        else:
+            for _ in rest:
+                core.misses.add()
+        return {key: found[key] for key in wanted if key in found}
 
     def set_many(
         self,

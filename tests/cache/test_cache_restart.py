@@ -129,7 +129,7 @@ async def test_damaged_records_are_dropped_with_a_warning(tmp_path, store):
 async def test_damaged_settings_are_told_and_replaced(store):
     async with AsyncCache(store, size_limit=5000):
         pass
-    for raw in (b"{", b"[]", b'{"size_limit": -5}', b'{"size_limit": "1"}', b"\xff" * 10_000):
+    for raw in (b"{", b"[]", b'{"size_limit": -5}', b'{"size_limit": "1"}', b"\xff" * 10_000, b"[" * 4096):
         with await store.create(raw) as handle:
             store.set_name(PREFIX + b"s", handle.id)
         cache = AsyncCache(store)
@@ -137,6 +137,14 @@ async def test_damaged_settings_are_told_and_replaced(store):
             await cache
         assert cache.size_limit == 2**30
         await cache.close()
+
+
+async def test_settings_of_a_newer_format_are_left_untouched(store):
+    with await store.create(b'{"format": 2, "limits": {}}') as handle:
+        store.set_name(PREFIX + b"s", handle.id)
+    with pytest.raises(VersionError, match="upgrade"):
+        await AsyncCache(store)
+    assert store.get_name(PREFIX + b"s") == handle.id
 
 
 async def test_a_newer_format_is_left_untouched(store):

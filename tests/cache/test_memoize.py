@@ -98,6 +98,18 @@ async def test_errors_go_to_all_who_wait_and_are_not_kept(cache):
     assert calls == 2
 
 
+async def test_a_result_without_room_is_given_and_not_kept(cache):
+    await cache.set_size_limit(1000)
+
+    @cache.memoize()
+    async def large():
+        return bytes(5000)
+
+    assert await large() == bytes(5000)
+    assert len(cache) == 0
+    assert cache.stats().unkept == 1
+
+
 async def test_misses_are_remembered_for_a_while(cache, clock):
     calls = 0
 
