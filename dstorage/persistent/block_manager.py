@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import Any, TypeVar
 
 from dstorage.errors import InvalidArgumentError
@@ -137,8 +138,14 @@ class BlockManager:
         """
         with self._mutex:
             self._check_writable()
-            buffer = self._buffer(number, validator)
-            self._locks.write(buffer)
+            buffer = self._find(number)
+            if buffer is None or buffer.validator is not validator:
+                buffer = self._buffer(number, validator)
+            buffer.is_used = True
+            if buffer.writer or buffer.readers:
+                self._locks.write(buffer)
+            else:
+                buffer.writer = get_ident()
             return self._to_write(buffer)
 
     def write_lock_zero(self, number: int, validator: Validator) -> LockedBlock:

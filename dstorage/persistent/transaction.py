@@ -37,6 +37,9 @@ class TransactionManager:
         self.manager = manager
         self.space_map = MetadataSpaceMap(self, root)
         self.generation = 0
+        # Blocks of this transaction that surely have one reference: most blocks that are asked for again. An answer without a look
+        # into the space map; the others' counts are looked up.
+        self._sole: set[int] = set()
         self._committed: MapRoot | None = None
         self._is_broken = False
         # The hot path of every lookup: one call less.
@@ -96,7 +99,9 @@ class TransactionManager:
         """
         self._check_changeable()
         self.generation += 1
-        return self.manager.write_lock_zero(self.space_map.allocate(), validator)
+        block = self.manager.write_lock_zero(self.space_map.allocate(), validator)
+        self._sole.add(block.number)
+        return block
 
     def shadow_block(self, number: int, validator: Validator, /) -> tuple[LockedBlock, bool]:
         """A write-locked block of this transaction with the contents of another, whose reference it takes over.
@@ -110,6 +115,8 @@ class TransactionManager:
             DamagedMetadataError: The block is damaged.
             ReadOnlyMetadataError: Nothing may be changed.
         """
+        if number in self._sole:
+            return self.manager.write_lock(number, validator), False
         count = self.space_map.count(number)
         # Asked before whether it is of this transaction: what was made in it and shared since must be copied.
         if count == 1 and number in self.space_map.fresh:
@@ -129,12 +136,14 @@ class TransactionManager:
         """Count one reference more."""
         self._check_changeable()
         self.generation += 1
+        self._sole.discard(number)
         self.space_map.inc((number,))
 
     def dec(self, number: int, /) -> None:
         """Count one reference less; a block without any is free from the next commit on."""
         self._check_changeable()
         self.generation += 1
+        self._sole.discard(number)
         self.space_map.dec((number,))
 
     def ref(self, number: int, /) -> int:
@@ -174,6 +183,7 @@ class TransactionManager:
             self._is_broken = True
             raise
         self.generation += 1
+        self._sole.clear()
         self.space_map.begin()
         self._committed = root
 
@@ -213,6 +223,7 @@ class TransactionManager:
 
     def _begin(self, root: MapRoot) -> None:
         self.generation += 1
+        self._sole.clear()
         if root.nr_blocks > self.manager.nr_blocks:
             raise self.space_map.damaged(root.nr_blocks - 1, f"the device has only {self.manager.nr_blocks} blocks")
         self.space_map.load(recount=not self.manager.read_only)
