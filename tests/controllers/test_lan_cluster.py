@@ -140,6 +140,27 @@ async def test_a_master_that_is_away_makes_it_unavailable_until_it_is_back(clust
     assert await bench.get(places) == {number: payload(number, 5000) for number in places}
 
 
+async def test_a_replica_that_takes_over_is_followed(tmp_path):
+    cluster = RedisCluster(tmp_path / "cluster")
+    try:
+        replica = cluster.add_replica(tmp_path / "replica", cluster.nodes[1])
+        bench = Bench(LanController(url=cluster.url, cluster=True), tmp_path)
+        await bench.open()
+        places = await bench.put({number: payload(number, 5000) for number in range(1, 40)})
+        await bench.commit(places)
+        await eventually(lambda: replica.ask("DBSIZE") == cluster.nodes[1].ask("DBSIZE"), "the replica has it all")
+        cluster.nodes[1].kill()
+        await bench.get(places)
+        await eventually(lambda: bench.controller.status is ControllerStatus.OK, "the replica has taken over")
+        assert await bench.get(places) == {number: payload(number, 5000) for number in places}
+        more = await bench.put({number: payload(number, 5000) for number in range(40, 80)})
+        await bench.commit(more)
+        assert await bench.get(more) == {number: payload(number, 5000) for number in more}
+        await bench.controller.close()
+    finally:
+        cluster.kill()
+
+
 async def test_any_node_is_enough_to_find_the_others(cluster, tmp_path):
     url = f"redis://127.0.0.1:1,127.0.0.1:{cluster.nodes[2].port}"
     bench = Bench(LanController(url=url, cluster=True), tmp_path)

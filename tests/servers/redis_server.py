@@ -37,6 +37,7 @@ class RedisServer(ServerProcess):
             "appendonly": "yes" if durable else "no",
             "appendfsync": "always",
             "maxmemory-policy": "noeviction",
+            "repl-diskless-sync-delay": "0",
             **{key.replace("_", "-"): value for key, value in settings.items()},
         }
         command = [need("redis-server", HOW), *(part for key, value in chosen.items() for part in (f"--{key}", value))]
@@ -102,6 +103,25 @@ class RedisCluster:
         ):
             assert time.monotonic() < deadline, "the Cluster did not form"
             time.sleep(0.02)
+
+    def add_replica(self, directory: Path, master: RedisServer) -> RedisServer:
+        """A fourth node that follows a master and takes over when that one ends."""
+        replica = RedisServer(directory, cluster_enabled="yes", cluster_node_timeout="1000")
+        replica.start()
+        self.nodes.append(replica)
+        replica.ask("CLUSTER", "MEET", "127.0.0.1", str(self.nodes[0].port))
+        leader = master.ask("CLUSTER", "MYID").split(b"\r\n")[1]
+        deadline = time.monotonic() + PATIENCE_S
+        # Refused until it has heard of that master.
+        while replica.ask("CLUSTER", "REPLICATE", leader) != b"+OK\r\n":
+            assert time.monotonic() < deadline, "the replica does not know its master"
+            time.sleep(0.05)
+        while b"master_link_status:up" not in replica.ask("INFO", "replication") or any(
+            b"cluster_known_nodes:4" not in node.ask("CLUSTER", "INFO") for node in self.nodes
+        ):
+            assert time.monotonic() < deadline, "the replica does not follow"
+            time.sleep(0.05)
+        return replica
 
     def ask(self, command: str, key: str, *rest: str | bytes) -> bytes:
         """Ask the node where a key is, as this Cluster was formed."""
