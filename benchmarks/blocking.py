@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import statistics
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from charts import Chart, keep
 from environment import describe
 
 import dstorage
@@ -39,6 +39,8 @@ MEMORY_SHARE = 1 / 16
 THREADS = (1, 2, 4, 8)
 
 Get = Callable[[int], object]
+Runs = dict[str, dict[int, list[tuple[float, float]]]]
+"""Contender -> threads -> per run: calls per second, and microseconds of CPU per call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +157,10 @@ MISSES = {
 # -- measuring ------------------------------------------------------------------------------------------------------------
 
 
-def throughput(get: Get, chunks: int, calls: int, threads: int, seed: int) -> float:
-    """Calls per second of so many threads together, each with keys in an order of its own."""
+def throughput(get: Get, chunks: int, calls: int, threads: int, seed: int) -> tuple[float, float]:
+    """Calls per second of so many threads together, each with keys in an order of its own; and what a call costs in
+    microseconds of CPU, which a busy machine disturbs less.
+    """
     orders = [random.Random(seed + n).choices(range(chunks), k=calls // threads) for n in range(threads)]
     begin = threading.Barrier(threads + 1)
 
@@ -170,18 +174,19 @@ def throughput(get: Get, chunks: int, calls: int, threads: int, seed: int) -> fl
         while begin.n_waiting < threads:
             time.sleep(0.001)
         # Before the barrier opens: after it the workers may have had the interpreter for a while.
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         begin.wait()
         for done in working:
             done.result()
-        return threads * (calls // threads) / (time.perf_counter() - start)
+        made = threads * (calls // threads)
+        return made / (time.perf_counter() - start), (time.process_time() - cpu) / made * 1e6
 
 
 def scaling(
     contenders: dict[str, Any], folder: Path, chunks: int, size: int, memory: int, calls: int, repeat: int
-) -> dict[str, dict[int, list[float]]]:
-    """Contender -> threads -> calls per second, per run; everybody in turn, so that a slow minute hits all."""
-    found: dict[str, dict[int, list[float]]] = {}
+) -> Runs:
+    """Everybody in turn, so that a slow minute hits all."""
+    found: Runs = {}
     with ExitStack() as stack:
         gets = {}
         for name, (contender, divisor) in contenders.items():
@@ -244,18 +249,30 @@ def per_hit(folder: Path, calls: int, repeat: int) -> dict[str, list[float]]:
 # -- showing --------------------------------------------------------------------------------------------------------------
 
 
-def show_scaling(title: str, found: dict[str, dict[int, list[float]]]) -> None:
-    """A line per contender: thousands of calls per second (with the spread) per number of threads, and 8 beside 1."""
-    print(f"\n{title}, thousands per second of all threads together (lowest to highest)")
+def show_scaling(title: str, found: Runs) -> None:
+    """A line per contender: thousands of calls per second (with the spread) and CPU per call by number of threads, and 8 beside 1."""
     heads = "".join(f"{f'{threads} threads':>24}" for threads in THREADS)
-    print(f"{'':28}{heads}{'8 / 1':>8}")
-    for name, runs in found.items():
-        cells = ""
-        for rates in runs.values():
-            low, middle, high = (f"{rate / 1e3:.4g}" for rate in (min(rates), statistics.median(rates), max(rates)))
-            cells += f"{f'{middle} ({low} to {high})':>24}"
-        ratio = statistics.median(runs[THREADS[-1]]) / statistics.median(runs[THREADS[0]])
-        print(f"{name:28}{cells}{ratio:8.2f}")
+    for what, column, scale in (
+        ("thousands per second of all threads together", 0, 1e-3),
+        ("microseconds of CPU per call", 1, 1.0),
+    ):
+        print(f"\n{title}, {what} (lowest to highest)\n{'':28}{heads}{'8 / 1':>8}")
+        for name, runs in found.items():
+            cells, medians = "", []
+            for results in runs.values():
+                values = [result[column] * scale for result in results]
+                low, middle, high = min(values), statistics.median(values), max(values)
+                medians.append(middle)
+                cells += f"{f'{middle:.4g} ({low:.4g} to {high:.4g})':>24}"
+            print(f"{name:28}{cells}{medians[-1] / medians[0]:8.2f}")
+
+
+def by_threads(title: str, found: Runs) -> Chart:
+    """Calls per second by number of threads, as a chart."""
+    groups = {
+        str(threads): {name: [rate for rate, _ in runs[threads]] for name, runs in found.items()} for threads in THREADS
+    }
+    return Chart(title, "calls per second", groups, logarithmic=True)
 
 
 def main() -> None:
@@ -282,9 +299,12 @@ def main() -> None:
         print(f"{way:36}{statistics.median(runs):8.0f}{min(runs):8.0f}{max(runs):8.0f}")
     show_scaling(f"Hits on {HIT_BYTES // 1024} KiB", hits)
     show_scaling(f"Reads of {MISS_BYTES // 1024} KiB, {1 - MEMORY_SHARE:.0%} of them misses", misses)
-    if arguments.json:
-        facts = {"environment": environment, "ns_per_hit": costs, "hits_per_second": hits, "misses_per_second": misses}
-        arguments.json.write_text(json.dumps(facts, indent=1))
+    charts = [
+        Chart("A hit in one thread: time per call (lower is better)", "ns", {"hit": costs}),
+        by_threads(f"Hits on {HIT_BYTES // 1024} KiB by threads (higher is better)", hits),
+        by_threads(f"Reads of {MISS_BYTES // 1024} KiB, mostly misses, by threads (higher is better)", misses),
+    ]
+    keep(arguments.json, environment, charts)
 
 
 if __name__ == "__main__":
