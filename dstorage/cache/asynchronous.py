@@ -370,7 +370,7 @@ class AsyncCache:
 
     async def clear(self) -> int:
         """Remove all keys; returns how many."""
-        return await self._erase_each(list(self.core.live))
+        return await self._erase_each(self.core.all_keys())
 
     async def _erase_each(self, keys: list[Key]) -> int:
         core = self.core
@@ -390,7 +390,7 @@ class AsyncCache:
     def __iter__(self) -> Iterator[Key]:
         """All keys, as they are now, in the order they were first written."""
         core = self.core
-        return (key for key in list(core.live) if core.current(key) is not None)
+        return (key for key in core.all_keys() if core.current(key) is not None)
 
     def __len__(self) -> int:
         """How many keys there are; what has expired and is there still is removed first."""

@@ -52,15 +52,6 @@ class Chunks:
         with await self._store.contents.create(payload) as handle:
             return handle.id
 
-    def write_now(self, payload: Buffer) -> int:
-        """`write` without waiting.
-
-        Raises:
-            MemoryUnavailable: No room at this moment.
-        """
-        with self._store.contents.create_nowait(payload) as handle:
-            return handle.id
-
     async def write_pending(self, payload: Buffer) -> list[int]:
         """Keep a payload of any size in chunks that are pending.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from dstorage.cache.chunks import Chunks, runs
@@ -62,7 +62,7 @@ class Core:
         self.names = Names(name)
         self.chunks = Chunks(store, self.names)
         self.entries = Entries()
-        self.live: Mapping[Key, Entry] = self.entries.live
+        self.live: dict[Key, Entry] = self.entries.live
         self.size_limit: int | None = DEFAULT_SIZE_LIMIT
         self.hits = Counter()
         self.misses = Counter()
@@ -140,6 +140,11 @@ class Core:
             return None
         entry.used = True
         return entry, payload
+
+    def all_keys(self) -> list[Key]:
+        """All keys, what has expired and remembered misses included, in the order they were first written."""
+        # A list of the dict itself could be interrupted by the garbage collector, and so by another thread.
+        return list(self.live.copy())
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -18,16 +18,16 @@ class Flight:
 
     Attributes:
         result: What it comes to; not to be cancelled by who waits for it.
-        thread: The thread that computes.
+        owner: The thread or task that computes.
     """
 
-    __slots__ = ("result", "thread")
+    __slots__ = ("owner", "result")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: object) -> None:
         self.result: Future[Any] = Future()
         # A future that runs is not cancelled when one of those who wait for it is.
         self.result.set_running_or_notify_cancel()
-        self.thread = threading.get_ident()
+        self.owner = owner
 
 
 class Flights:
@@ -37,13 +37,13 @@ class Flights:
         self._lock = threading.Lock()
         self._under_way: dict[Key, Flight] = {}
 
-    def join(self, key: Key) -> tuple[Flight, bool]:
-        """The computation for `key`, and whether it is the caller who has to make it, and to call `land` at its end."""
+    def join(self, key: Key, owner: object) -> tuple[Flight, bool]:
+        """The computation for `key`, and whether it is the caller (`owner`) who has to make it, and to call `land` at its end."""
         with self._lock:
             flight = self._under_way.get(key)
             if flight is not None:
                 return flight, False
-            flight = self._under_way[key] = Flight()
+            flight = self._under_way[key] = Flight(owner)
             return flight, True
 
     def land(self, key: Key, flight: Flight, result: Any = None, error: BaseException | None = None) -> None:

@@ -164,15 +164,19 @@ def memoized_coroutine(
 
     async def memoized(*args: Any, **kwargs: Any) -> Any:
         key = memo.key(args, kwargs)
+        task = asyncio.current_task()
         while True:
             found = await read(key)
             if memo.answers(found):
                 return memo.value(found)
-            flight, mine = memo.flights.join(key)
+            flight, mine = memo.flights.join(key, task)
             if mine:
                 break
             if found is not None:
                 return memo.value(found)
+            if flight.owner is task:
+                # It called itself with the same arguments: a task cannot wait for itself.
+                return await call(*args, **kwargs)
             try:
                 # Whoever stops waiting cancels nothing: a future that runs takes no cancellation.
                 return await asyncio.wrap_future(flight.result)
@@ -209,16 +213,17 @@ def memoized_function(
 
     def memoized(*args: Any, **kwargs: Any) -> Any:
         key = memo.key(args, kwargs)
+        thread = threading.get_ident()
         while True:
             found = read(key)
             if memo.answers(found):
                 return memo.value(found)
-            flight, mine = memo.flights.join(key)
+            flight, mine = memo.flights.join(key, thread)
             if mine:
                 break
             if found is not None:
                 return memo.value(found)
-            if flight.thread == threading.get_ident():
+            if flight.owner == thread:
                 # It called itself with the same arguments: a thread cannot wait for itself.
                 return function(*args, **kwargs)
             try:

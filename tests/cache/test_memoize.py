@@ -81,6 +81,18 @@ async def test_if_the_one_is_cancelled_another_computes(cache):
     assert (await asyncio.gather(*tasks, return_exceptions=True))[1:] == [2, 2]
 
 
+async def test_a_coroutine_that_calls_itself_with_the_same_arguments_waits_not_for_itself(cache):
+    depth = []
+
+    @cache.memoize()
+    async def twice(n):
+        depth.append(n)
+        return await twice(n) if len(depth) < 3 else "end"
+
+    async with asyncio.timeout(10):
+        assert await twice(1) == "end"
+
+
 async def test_errors_go_to_all_who_wait_and_are_not_kept(cache):
     calls = 0
 
@@ -238,6 +250,35 @@ def test_a_function_that_calls_itself_with_the_same_arguments_waits_not_for_itse
         return twice(n) if len(depth) < 3 else "end"
 
     assert twice(1) == "end"
+
+
+def test_if_the_thread_that_computes_is_interrupted_another_computes(blocking):
+    begun, going = threading.Event(), threading.Event()
+    calls = []
+
+    @blocking.memoize()
+    def slow():
+        calls.append(1)
+        if len(calls) == 1:
+            begun.set()
+            assert going.wait(10)
+            raise KeyboardInterrupt
+        return "second"
+
+    def first():
+        with pytest.raises(KeyboardInterrupt):
+            slow()
+
+    results = []
+    threads = [threading.Thread(target=first)]
+    threads[0].start()
+    assert begun.wait(10)
+    threads.append(threading.Thread(target=lambda: results.append(slow())))
+    threads[1].start()
+    going.set()
+    for thread in threads:
+        thread.join()
+    assert results == ["second"]
 
 
 def test_coroutine_functions_over_a_blocking_cache(blocking):
