@@ -270,13 +270,14 @@ class BlockManager:
                         f"block {buffer.number} is locked for writing: unlock it before flushing", block=buffer.number
                     )
             superblock = dirty[:1] if dirty and dirty[0].number == SUPERBLOCK else []
-            rest = dirty[len(superblock) :]
-            if rest:
-                self._write(rest)
-            self.device.sync()
-            if superblock:
+            if len(dirty) > len(superblock):
+                self._write(dirty[len(superblock) :])
+        # Readers need not wait for the device.
+        self.device.sync()
+        if superblock:
+            with self._mutex:
                 self._write(superblock)
-                self.device.sync()
+            self.device.sync()
 
     def drop(self) -> None:
         """Forget everything that is not on the device, and whatever is cached; locks that are held are void."""
