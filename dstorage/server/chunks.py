@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+from typing import Self
 
 from dstorage.errors import Lost
 from dstorage.handle import Handle, Status
@@ -52,14 +53,14 @@ class Chunks:
         Raises:
             Absent: They are not.
         """
-        with self.store.handle(id) as handle:
+        with self.store.table.get(id) as handle:
             if handle.buffer is None:
                 raise Absent(id)
         return handle
 
     def lost(self, id: int) -> bool:
         """Whether it is known that the contents are gone for ever."""
-        with self.store.handle(id) as handle:
+        with self.store.table.get(id) as handle:
             return handle.status in (Status.LOST, Status.DELETED)
 
     # -- room ---------------------------------------------------------------------------------------------------------
@@ -97,7 +98,7 @@ class Chunks:
 
     def delete(self, id: int) -> None:
         """Delete a chunk, also one that is lost."""
-        with self.store.handle(id) as handle, contextlib.suppress(Lost):
+        with self.store.table.get(id) as handle, contextlib.suppress(Lost):
             handle.delete()
 
     def mark(self, id: int) -> None:
@@ -113,3 +114,47 @@ class Chunks:
         for _, id in list(self.store.names(_LATER)):
             self.unmark(id)
             self.delete(id)
+
+
+class Patience:
+    """Overcomes what kept one piece of work from being done; use it with ``with``: what was waited for stays until the end.
+
+    Args:
+        chunks: The chunks.
+        seconds: How long each obstacle is waited for.
+    """
+
+    def __init__(self, chunks: Chunks, seconds: float) -> None:
+        self._chunks = chunks
+        self._seconds = seconds
+        self._held: list[Handle] = []
+        self._lost: dict[int, Lost] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._chunks.settle()
+        for handle in self._held:
+            handle.release()
+
+    async def overcome(self, obstacle: Absent | NoRoom) -> None:
+        """Return when the work may be tried again, which has to happen in the same step of the loop.
+
+        Raises:
+            TemporarilyUnavailable, Lost, MemoryUnavailable: It cannot be done now, or never.
+        """
+        store = self._chunks.store
+        if isinstance(obstacle, NoRoom):
+            self._chunks.settle()
+            await store.room.reserve(obstacle.size, 0, self._seconds)
+            self._chunks.lend(obstacle.size)
+        elif obstacle.id in self._lost:
+            raise self._lost[obstacle.id]
+        else:
+            self._held.append(store.table.get(obstacle.id))
+            try:
+                await self._held[-1].get(wait=self._seconds)
+            except Lost as failure:
+                # Now that this is known, what only removes it can be done.
+                self._lost[obstacle.id] = failure

@@ -21,8 +21,7 @@ from dstorage.errors import (
     StoreFull,
     TemporarilyUnavailable,
 )
-from dstorage.handle import Handle
-from dstorage.server.chunks import Absent, NoRoom
+from dstorage.server.chunks import Absent, NoRoom, Patience
 from dstorage.server.command import Command, CommandError, Work
 from dstorage.server.large import Upload
 from dstorage.server.protocol import NIL, LargeCommand, MemorySink, ProtocolError, RequestParser, Sink, error
@@ -252,7 +251,7 @@ class Connection(asyncio.BufferedProtocol):
             self.out += map(error, args)
             self.closing = True
             return None
-        name = bytes(args[0]).lower()
+        name = b"" if isinstance(args[0], Upload) else bytes(args[0]).lower()
         command = self.table.get(name)
         if command is None:
             self._drop_long(args)
@@ -274,28 +273,22 @@ class Connection(asyncio.BufferedProtocol):
         some = ""
         for arg in args[1:]:
             if len(some) < 128:
-                some += f"'{_shown(b'' if isinstance(arg, Upload) else arg, 128 - len(some))}' "
+                some += f"'{_shown(arg, 128 - len(some))}' "
         return f"ERR unknown command '{shown}', with args beginning with: {some}"
 
-    async def _again(self, command: Command, args: list[Any], obstacle: Exception) -> None:
+    async def _again(self, command: Command, args: list[Any], obstacle: Absent | NoRoom) -> None:
         await self.patiently(lambda: command.run(self, args), obstacle)
 
-    async def patiently(self, run: Callable[[], Work | None], obstacle: Exception | None = None) -> None:
+    async def patiently(self, run: Callable[[], Work | None], obstacle: Absent | NoRoom | None = None) -> None:
         """Do what may find a chunk absent or no room, after the obstacle met already.
 
         Raises:
             TemporarilyUnavailable, Lost, MemoryUnavailable: It stays so.
         """
-        store, chunks = self.server.store, self.server.chunks
-        held: list[Handle] = []
-        try:
+        with Patience(self.server.chunks, PATIENCE_S) as patience:
             while True:
-                if isinstance(obstacle, Absent):
-                    held.append(store.handle(obstacle.id))
-                    await held[-1].get(wait=PATIENCE_S)
-                elif isinstance(obstacle, NoRoom):
-                    await store.room.reserve(obstacle.size, 0, PATIENCE_S)
-                    chunks.lend(obstacle.size)
+                if obstacle is not None:
+                    await patience.overcome(obstacle)
                 mark = len(self.out)
                 try:
                     later = run()
@@ -304,10 +297,7 @@ class Connection(asyncio.BufferedProtocol):
                     del self.out[mark:]
                     obstacle = another
                 finally:
-                    chunks.settle()
-        finally:
-            for handle in held:
-                handle.release()
+                    self.server.chunks.settle()
         if later is not None:
             await later
 
@@ -430,8 +420,10 @@ class Connection(asyncio.BufferedProtocol):
             await asyncio.wait([self._task])
 
 
-def _shown(arg: bytes | bytearray, limit: int) -> str:
+def _shown(arg: bytes | bytearray | Upload, limit: int) -> str:
     """As much of an argument as an error message repeats."""
+    if isinstance(arg, Upload):
+        return f"{arg.size} bytes"
     return bytes(arg[:limit]).partition(b"\0")[0].decode(errors="surrogateescape")
 
 

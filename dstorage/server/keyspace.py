@@ -17,6 +17,7 @@ Nothing here waits; see `dstorage.server.chunks`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import struct
 import time
@@ -27,7 +28,7 @@ from xxhash import xxh3_64_digest
 from dstorage.catalog import MAX_NAME_BYTES
 from dstorage.errors import DStorageError
 from dstorage.handle import Handle
-from dstorage.server.chunks import ROOT, Absent, Chunks
+from dstorage.server.chunks import ROOT, Absent, Chunks, Patience
 from dstorage.server.command import CommandError
 from dstorage.server.large import LargeValues
 
@@ -38,6 +39,8 @@ MAX_CURSOR = 1 << 8 * HASH_BYTES
 MAX_KEY_BYTES = MAX_NAME_BYTES - len(ROOT) - 1 - 4 - HASH_BYTES
 HOT_KEYS = 2**16
 """Keys whose handle is known without asking the catalog."""
+PATIENCE_S = 5.0
+"""How long work in the background waits for a chunk."""
 AT_A_TIME = 1024
 """Names worked through before others get a turn."""
 
@@ -165,7 +168,7 @@ class Keyspace:
         number = self.find(key)
         chunks = self.chunks
         if number and not number & LARGE_VALUE and not chunks.lost(number):
-            with self.store.handle(number) as handle:
+            with self.store.table.get(number) as handle:
                 chunks.take(len(value))
                 self.store.contents.publish(handle, value)
                 self._remember(key, handle)
@@ -275,20 +278,13 @@ class Keyspace:
 
     async def _patiently(self, work: Callable[[], object]) -> None:
         """Do what may find a manifest absent; what cannot be had now is left for another time."""
-        held: list[Handle] = []
-        try:
+        with Patience(self.chunks, PATIENCE_S) as patience, contextlib.suppress(DStorageError):
             while True:
                 try:
                     work()
                     return
                 except Absent as absent:
-                    held.append(self.store.handle(absent.id))
-                    await held[-1]
-        except DStorageError:
-            return
-        finally:
-            for handle in held:
-                handle.release()
+                    await patience.overcome(absent)
 
     # -- emptying -----------------------------------------------------------------------------------------------------
 

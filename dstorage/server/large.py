@@ -202,7 +202,7 @@ class Reading:
             if number < last and ids[number + 1]:
                 store.prefetch([ids[number + 1]])
             if ids[number]:
-                handle = store.handle(ids[number])
+                handle = store.table.get(ids[number])
                 try:
                     data = await handle.get(wait=PATIENCE_S)
                     have = min(len(data), end)
