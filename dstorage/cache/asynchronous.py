@@ -10,7 +10,6 @@ import stat
 import time
 from collections.abc import (
     AsyncIterator,
-    Awaitable,
     Callable,
     Coroutine,
     Generator,
@@ -21,14 +20,14 @@ from collections.abc import (
 )
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Self, Unpack
 
 import dstorage.opening
 from dstorage.blocking.opening import OpenOptions
 from dstorage.cache.core import ANYTHING, Core, add_up
 from dstorage.cache.keys import Key
 from dstorage.cache.loading import load
-from dstorage.cache.memoize import Memo, MemoizeOptions, memoized_coroutine, named
+from dstorage.cache.memoize import AsyncDecorator, Memo, MemoizeOptions, memoized_coroutine, named
 from dstorage.cache.records import NEVER
 from dstorage.cache.report import CacheEntryInfo, CacheStats, info_of
 from dstorage.cache.transaction import AsyncCacheTransaction, Turns
@@ -36,9 +35,6 @@ from dstorage.cache.values import Codec, Encoded, Kind, Serializer
 from dstorage.errors import InvalidArgumentError, UsageError
 from dstorage.paging.budget import parse_bytes
 from dstorage.store import Store
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 KEEP: Any = object()
 """Default of `size_limit`: as it was."""
@@ -492,9 +488,7 @@ class AsyncCache:
         """`transact` for a task or thread that is not this one (for the cache's own parts)."""
         return AsyncCacheTransaction(lambda: self.core, self._turns, durable=durable, wait=wait, owner=owner)
 
-    def memoize(
-        self, **options: Unpack[MemoizeOptions]
-    ) -> Callable[[Callable[P, Awaitable[R]] | Callable[P, R]], Callable[P, Coroutine[Any, Any, R]]]:
+    def memoize(self, **options: Unpack[MemoizeOptions]) -> AsyncDecorator:
         """Decorate a function so that its results are kept in the cache::
 
             @cache.memoize(expire=60)
@@ -512,7 +506,7 @@ class AsyncCache:
                 others by its contents, or the result needs a serializer.
         """
 
-        def decorate(function: Callable[P, Awaitable[R]] | Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+        def decorate(function: Callable[..., Any]) -> Any:
             memo = Memo(lambda: self.core, function, options)
             call: Any = function
             if not inspect.iscoroutinefunction(function):
@@ -521,9 +515,7 @@ class AsyncCache:
             async def run(work: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
                 return await work(*args)
 
-            memoized = memoized_coroutine(memo, call, lambda key: self.core.read(key), run)
-            decorated: Callable[P, Coroutine[Any, Any, R]] = named(memoized, function, memo)
-            return decorated
+            return named(memoized_coroutine(memo, call, lambda key: self.core.read(key), run), function, memo)
 
         return decorate
 

@@ -17,7 +17,7 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any, TypedDict
+from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 from dstorage.cache.calls import CallKey
 from dstorage.cache.core import Core, TooLargeError, check_expire
@@ -26,6 +26,9 @@ from dstorage.cache.keys import Key
 from dstorage.cache.records import NEVER, Entry
 from dstorage.cache.values import Encoded, Kind
 from dstorage.errors import DStorageError, InvalidArgumentError, MemoryUnavailable
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
 
 Answer = tuple[Entry, bytes | bytearray] | None
 
@@ -56,6 +59,28 @@ class MemoizeOptions(TypedDict, total=False):
     ignore: Iterable[int | str]
     early: float
     misses: float | None
+
+
+class Memoized(Protocol[P, R]):
+    """A memoized function."""
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """What the function returns, from the cache if it is there."""
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> Key:
+        """The key of a call with these arguments."""
+
+    def __get__(self, instance: object, owner: type | None = None) -> Callable[..., R]:
+        """As a method."""
+
+
+class AsyncDecorator(Protocol):
+    """What `AsyncCache.memoize` returns: makes coroutine functions of both kinds of functions."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Memoized[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Memoized[P, Coroutine[Any, Any, R]]: ...
 
 
 class Memo:

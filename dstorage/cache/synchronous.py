@@ -22,7 +22,7 @@ from dstorage.blocking.store import Store
 from dstorage.cache.asynchronous import KEEP, AsyncCache, make_private
 from dstorage.cache.core import ANYTHING
 from dstorage.cache.keys import Key
-from dstorage.cache.memoize import Answer, Memo, MemoizeOptions, memoized_coroutine, memoized_function, named
+from dstorage.cache.memoize import Answer, Memo, Memoized, MemoizeOptions, memoized_coroutine, memoized_function, named
 from dstorage.cache.report import CacheEntryInfo, CacheStats
 from dstorage.cache.transaction import AsyncCacheTransaction
 from dstorage.cache.values import Kind, Serializer
@@ -342,7 +342,7 @@ class Cache:
         """
         return CacheTransaction(self, durable=durable, wait=wait)
 
-    def memoize(self, **options: Unpack[MemoizeOptions]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    def memoize(self, **options: Unpack[MemoizeOptions]) -> Callable[[Callable[P, R]], Memoized[P, R]]:
         """Decorate a function, or a coroutine function, so that its results are kept in the cache::
 
             @cache.memoize(expire=60)
@@ -360,7 +360,7 @@ class Cache:
                 others by its contents, or the result needs a serializer.
         """
 
-        def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        def decorate(function: Callable[P, R]) -> Memoized[P, R]:
             memo = Memo(lambda: self.inner.core, function, options)
             memoized: Callable[..., Any]
             if inspect.iscoroutinefunction(function):
@@ -375,7 +375,7 @@ class Cache:
                 memoized = memoized_coroutine(memo, function, read, run)
             else:
                 memoized = memoized_function(memo, function, self.answer, self._loop.run)
-            decorated: Callable[P, R] = named(memoized, function, memo)
+            decorated: Memoized[P, R] = named(memoized, function, memo)
             return decorated
 
         return decorate
