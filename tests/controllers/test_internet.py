@@ -270,9 +270,10 @@ async def test_nothing_readable_is_in_the_bucket(keys):
         assert all(b"secret" not in raw for raw in objects(store).values())
 
 
-async def test_objects_that_are_exchanged_are_found_out(keys):
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_objects_that_are_exchanged_are_found_out(keys, encrypted):
     store = MemoryStore()
-    async with opened(store, **keys(KEY), compress=False) as bench:
+    async with opened(store, **(keys(KEY) if encrypted else {}), compress=False) as bench:
         places = await bench.put({1: payload(1, 5000)}) | await bench.put({2: payload(3, 5000)})
         (first, raw), (second, other) = objects(store).items()
         obstore.put(store, first, other)
@@ -280,9 +281,10 @@ async def test_objects_that_are_exchanged_are_found_out(keys):
         assert all(isinstance(answer, CorruptData) for answer in (await bench.get(places)).values())
 
 
-async def test_an_older_version_of_a_chunk_given_back_is_found_out(keys):
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_an_older_version_of_a_chunk_given_back_is_found_out(keys, encrypted):
     store = MemoryStore()
-    async with opened(store, **keys(KEY), compress=False) as bench:
+    async with opened(store, **(keys(KEY) if encrypted else {}), compress=False) as bench:
         await bench.put({1: payload(1, 5000)})
         ((_, old),) = objects(store).items()
         places = await bench.put({1: payload(3, 5000)})
@@ -291,15 +293,16 @@ async def test_an_older_version_of_a_chunk_given_back_is_found_out(keys):
         assert isinstance((await bench.get(places))[1], CorruptData)
 
 
-async def test_objects_of_another_controller_are_found_out(keys):
-    store = MemoryStore()
-    async with opened(store, **keys(KEY), index=4) as other:
-        await other.put({1: payload(1, 5000)})
-    ((_, foreign),) = objects(store).items()
-    async with opened(store, **keys(KEY)) as bench:
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_objects_of_another_controller_are_found_out(keys, encrypted):
+    """Also when everything else about the chunk and the object is the same."""
+    store, options = MemoryStore(), keys(KEY) if encrypted else {}
+    async with opened(store, **options) as bench, opened(store, index=4, **options) as other:
+        other.controller._open.parts.session._next = bench.controller._open.parts.session._next
         places = await bench.put({1: payload(1, 5000)})
-        (name,) = [name for name in objects(store) if "/3/" in name]
-        obstore.put(store, name, foreign)
+        await other.put({1: payload(3, 5000)})
+        mine, others = sorted(objects(store), key=lambda name: "/4/" in name)
+        obstore.put(store, mine, obstore.get(store, others).bytes())
         assert isinstance((await bench.get(places))[1], CorruptData)
 
 
@@ -395,13 +398,26 @@ async def test_a_copy_of_a_store_does_not_clean_up_the_original(tmp_path):
     async with contextlib.AsyncExitStack() as stack:
         with pytest.warns(RuntimeWarning, match="a copy of this store"):
             bench = await stack.enter_async_context(opened(store, directory=here, state=bench.state))
+        (advice,) = await bench.controller.advice()
+        assert "may delete chunks" in advice
         await bench.controller._open.parts.cleaning.wait(5)
         assert await bench.get(first | second) == {1: payload(1, 5000), 2: payload(2, 5000)}
         assert len(objects(store)) == 3
+    async with contextlib.AsyncExitStack() as stack:
+        with pytest.warns(RuntimeWarning, match="a copy of this store"):
+            await stack.enter_async_context(opened(store, directory=here, state=bench.state))
     mark = f"p/dstorage/{STORE.hex}/3/writer"
     obstore.delete(store, mark)
     async with opened(store, directory=here, state=bench.state) as bench:
         await eventually(lambda: len(objects(store)) == 2, "after the mark was deleted, nobody cleans up")
+
+
+async def test_a_directory_is_no_bucket(tmp_path):
+    controller = InternetController(url=tmp_path.as_uri())
+    await controller.open(OpenContext(STORE, 3, tmp_path / "own"))
+    (advice,) = await controller.advice()
+    assert "power failure" in advice
+    await controller.close()
 
 
 async def test_a_store_that_moved_is_no_copy(tmp_path):

@@ -294,12 +294,18 @@ async def test_objects_whose_deletion_failed_are_deleted_later():
         await eventually(lambda: len(server.objects) == 1, "the object is left")
 
 
-async def test_everything_is_over_soon_when_nothing_is_answered():
+@pytest.mark.parametrize("deaf", ["PUT", "GET"])
+async def test_everything_is_over_soon_when_nothing_is_answered(deaf):
     """Also for what waited for its turn behind others."""
+    chunks = {id: payload(2 * id + 1, 60_000) for id in range(1, 31)}
     async with ScriptedS3() as server, watched(server, connections=2, timeout=0.5, pack_bytes=2**16) as bench:
-        server.script = lambda method, key, query: 60.0 if method == "PUT" else None
+        places = await bench.put(chunks)
+        server.script = lambda method, key, query: 60.0 if method == deaf else None
         began = time.monotonic()
-        answers = await bench.controller.write([WriteRequest(id, payload(2 * id + 1, 60_000)) for id in range(1, 31)])
+        if deaf == "PUT":
+            answers = await bench.controller.write([WriteRequest(id, data) for id, data in chunks.items()])
+        else:
+            answers = await bench.controller.read([ReadRequest(id, place) for id, place in places.items()])
         assert time.monotonic() - began < 5
         assert all(isinstance(answer, ControllerUnavailable) for answer in answers)
 

@@ -343,6 +343,19 @@ class InternetController(Controller):
                 continue
         return places
 
+    async def advice(self) -> list[str]:
+        """A folder that others write to as well, and a directory instead of a bucket."""
+        opened = self._opened()
+        told = []
+        if opened.mark.shared:
+            told.append(
+                f"a copy of this store has written to {self.settings['url']} as well and may delete chunks of this one: use only "
+                f"one of them, and delete the object {opened.mark.key} when the others are gone"
+            )
+        if parse_url(str(self.settings["url"])).scheme == "file":
+            told.append("chunks in a directory may not survive a power failure: use a bucket, or the disk controller")
+        return told
+
     # -- private ------------------------------------------------------------------------------------------------------
 
     def _opened(self) -> _Open:
