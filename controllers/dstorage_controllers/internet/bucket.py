@@ -41,7 +41,7 @@ _SETTLE_S = 0.02
 _NO_BUCKET_SAID = "there is no such bucket; create it, or correct url and endpoint"
 # What servers say when an account, a disk or a bucket has no more room.
 _FULL = re.compile(
-    r"\b507\b|InsufficientStorage|QuotaExceeded|Quota[ -]?Exceed|exceeded your.*quota|No space left", re.I
+    r"status code: 507|InsufficientStorage|QuotaExceeded|Quota[ -]?Exceed|exceeded your.*quota|No space left", re.I
 )
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|The specified bucket", re.I)
 _BEYOND = re.compile(r"status code: 416|Invalid ?range|Requested range was invalid|Wanted range starting at", re.I)
