@@ -61,7 +61,7 @@ class Bulk:
             def arrived(_: Handle, size: int = size) -> None:
                 self._prefetching -= size
 
-            self._resolver.start(handle)
+            self._resolver.start(handle, ahead=True)
             if handle.status is Status.WAITING:
                 self._resolver.wait_for(handle, arrived)
             else:

@@ -162,11 +162,11 @@ class Resolver:
         if status is Status.NOT_RESOLVED or (status is Status.TEMPORARILY_UNAVAILABLE and self._outages.due(handle)):
             self.start(handle)
 
-    def start(self, handle: Handle) -> None:
-        """Begin a page-in; those who waited through an outage wait for its answer."""
+    def start(self, handle: Handle, *, ahead: bool = False) -> None:
+        """Begin a page-in, `ahead` of anybody's wish; those who waited through an outage wait for its answer."""
         self._check_open()
         handle.to(Status.WAITING)
-        self._pagein.begin(handle)
+        self._pagein.begin(handle, ahead=ahead)
 
     # -- what paging tells --------------------------------------------------------------------------------------------
 

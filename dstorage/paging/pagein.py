@@ -32,6 +32,8 @@ from dstorage.uses import FOLD, Uses
 
 BATCH_BYTES = 8 * 2**20
 BATCH_CHUNKS = 64
+AHEAD_INLINE_BYTES = 2**18
+"""What is larger and nobody waits for yet is not read on the loop, which would keep those waiting who do."""
 AGAIN_BYTES = 2**20
 """Of one batch, asked for a second time on the loop at most."""
 BATCHES_IN_FLIGHT = 16
@@ -94,9 +96,13 @@ class PageIn:
         self.bytes_read = 0
         self.chunks_read = 0
 
-    def begin(self, page: Page) -> None:
+    def begin(self, page: Page, *, ahead: bool = False) -> None:
         """Bring the contents of `page` into memory; the answer comes through `on_resolved` or `on_failed`, perhaps
         before this returns.
+
+        Args:
+            page: Whose contents.
+            ahead: Nobody waits for them yet.
         """
         record = self._index.get(page.id)
         if record is None and self._refresh():
@@ -104,9 +110,9 @@ class PageIn:
         if record is None:
             self._on_failed(page, Lost("unknown id", id=page.id))
             return
-        self._begin_at(page, record)
+        self._begin_at(page, record, ahead=ahead)
 
-    def _begin_at(self, page: Page, record: Record) -> None:
+    def _begin_at(self, page: Page, record: Record, *, ahead: bool = False) -> None:
         """Bring in from one of the chunk's places."""
         try:
             controller = self._controller(page, record)
@@ -116,7 +122,7 @@ class PageIn:
         size = record.locator.size
         memory = self._memory
         if memory.reserve(size):
-            self._read_now(page, record, controller)
+            self._read_now(page, record, controller, large_ahead=ahead and size > AHEAD_INLINE_BYTES)
         elif size > memory.limit:
             allowed = f"the whole budget of {memory.budget}"
             if size <= memory.budget:
@@ -167,10 +173,10 @@ class PageIn:
         self._memory.used -= size
         self.begin(page)
 
-    def _read_now(self, page: Page, record: Record, controller: Controller) -> None:
+    def _read_now(self, page: Page, record: Record, controller: Controller, *, large_ahead: bool) -> None:
         self._underway[page] = record
         try:
-            buffer = controller.read_nowait(page.id, record.locator)
+            buffer = None if large_ahead else controller.read_nowait(page.id, record.locator)
         except DStorageError as error:
             self._failed(page, record, error)
             return
