@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import tempfile
@@ -26,6 +25,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from charts import Chart, keep
 from environment import describe
 
 import dstorage
@@ -212,7 +212,7 @@ def main() -> None:
     options = parser.parse_args()
     facts = describe()
     print(facts["line"])
-    results = []
+    charts = []
     for size, count in SIZES[options.size].items():
         source = random.Random(size)
         values = [source.randbytes(size) for _ in range(count)]
@@ -228,6 +228,9 @@ def main() -> None:
                     except ImportError:
                         continue
                 seen.setdefault(name, []).append(figures)
+        groups: dict[str, dict[str, list[float]]] = {what: {} for what in COLUMNS}
+        title = f"Values of {size // KIB} KiB: time per call (lower is better)"
+        charts.append(Chart(title, "microseconds", groups, logarithmic=True))
         print(f"\n{count} values of {size // KIB} KiB: microseconds per call, median (lowest to highest)")
         print(f"  {'':<20}" + "".join(f"{what:>29}" for what in COLUMNS))
         for name, rounds in seen.items():
@@ -239,12 +242,9 @@ def main() -> None:
                     continue
                 median, low, high = statistics.median(figures_seen), min(figures_seen), max(figures_seen)
                 cells.append(f"{median:,.1f} ({low:,.1f} to {high:,.1f})")
-                results.append(
-                    {"size": size, "who": name, "what": what, "median_us": median, "min_us": low, "max_us": high}
-                )
+                groups[what].setdefault(name, []).extend(figures_seen)
             print(f"  {name:<20}" + "".join(f"{cell:>29}" for cell in cells))
-    if options.json is not None:
-        options.json.write_text(json.dumps({"environment": facts, "results": results}, indent=2) + "\n")
+    keep(options.json, facts, charts)
 
 
 if __name__ == "__main__":

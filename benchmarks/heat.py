@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
 import resource
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import psutil
+from charts import Chart, keep
 from environment import describe
 
 MIB = 2**20
@@ -360,10 +360,15 @@ def main() -> None:
             f"{statistics.median(run['processor_seconds'] for run in rounds):13.2f}"
             f"{max(run['peak_rss_mib'] for run in rounds):14.0f}"
         )
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"environment": environment, "size": arguments.size, "runs": runs, "failed": failed}, indent=1)
+    what = f"{setting.side} x {setting.side}, {setting.sweeps} sweeps"
+    charts = [
+        Chart(title, unit, {what: {name: [run[figure] for run in rounds] for name, rounds in runs.items() if rounds}})
+        for title, unit, figure in (
+            ("Heat on a grid larger than memory (lower is better)", "seconds", "seconds"),
+            ("Peak resident memory (lower is better)", "MiB", "peak_rss_mib"),
         )
+    ]
+    keep(arguments.json, environment, charts, size=arguments.size, runs=runs, failed=failed)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
-import json
 import os
 import random
 import secrets
@@ -30,6 +29,7 @@ from typing import Any
 from uuid import uuid4
 
 import uvloop
+from charts import Chart, keep
 from environment import describe
 
 try:
@@ -162,9 +162,9 @@ async def put_and_get(who: Bare | Ours, values: Sequence[bytes], count: int, per
     }
 
 
-async def measure(settings: Settings, directory: Path, total: int, rounds: int) -> list[dict[str, Any]]:
+async def measure(settings: Settings, directory: Path, total: int, rounds: int) -> Chart:
     """Rounds of PUT and GET of each case, the contestants taking turns."""
-    results: list[dict[str, Any]] = []
+    groups: dict[str, dict[str, list[float]]] = {}
     source = random.Random(1)
     bare, ours = Bare(settings), Ours(settings)
     await ours.controller.open(OpenContext(uuid4(), 1, directory))
@@ -188,12 +188,10 @@ async def measure(settings: Settings, directory: Path, total: int, rounds: int) 
                     median = statistics.median(seen)
                     spread = f"{min(seen):,.0f} to {max(seen):,.0f}"
                     print(f"  {name:<20} {median:>8,.0f} MiB/s {median / yardstick:>6.2f}x   ({spread})")
-                    results.append(
-                        {"what": f"{what} {label}", "who": name, "unit": "MiB/s", "median": median, "seen": seen}
-                    )
+                    groups.setdefault(f"{what} {label}", {})[name] = seen
     finally:
         await ours.controller.close()
-    return results
+    return Chart("Encrypted chunks in object storage beside bare obstore (higher is better)", "MiB/s", groups)
 
 
 def main() -> None:
@@ -216,11 +214,11 @@ def main() -> None:
             settings = stack.enter_context(server(Path(place)))
         if settings is None:
             print("moto is not installed (pip install 'moto[s3,server]'), and no --url is given: nothing to measure")
+            keep(arguments.json, facts, [])
             return
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            results = runner.run(measure(settings, Path(place), total, arguments.repeat or rounds))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"facts": facts, "results": results}, indent=1))
+            chart = runner.run(measure(settings, Path(place), total, arguments.repeat or rounds))
+    keep(arguments.json, facts, [chart])
 
 
 if __name__ == "__main__":

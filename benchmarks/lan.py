@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import random
 import shutil
 import socket
@@ -27,6 +26,7 @@ from typing import Any
 from uuid import uuid4
 
 import uvloop
+from charts import Chart, keep
 from environment import describe
 
 try:
@@ -156,9 +156,9 @@ async def contestants(url: str, directory: Path) -> AsyncIterator[Sequence[Bare 
         await ours.close()
 
 
-async def measure(url: str, directory: Path, total: int, rounds: int) -> list[dict[str, Any]]:
+async def measure(url: str, directory: Path, total: int, rounds: int) -> Chart:
     """Rounds of PUT and GET of each size, the contestants taking turns."""
-    results: list[dict[str, Any]] = []
+    groups: dict[str, dict[str, list[float]]] = {}
     source = random.Random(1)
     for size, label in VALUES.items():
         values = [source.randbytes(size) for _ in range(min(16, total // size))]
@@ -179,10 +179,8 @@ async def measure(url: str, directory: Path, total: int, rounds: int) -> list[di
                 median = statistics.median(seen)
                 spread = f"{min(seen):,.0f} to {max(seen):,.0f}"
                 print(f"  {who.name:<20} {median:>8,.0f} MiB/s {median / yardstick:>6.2f}x   ({spread})")
-                results.append(
-                    {"what": f"{what} {label}", "who": who.name, "unit": "MiB/s", "median": median, "seen": seen}
-                )
-    return results
+                groups.setdefault(f"{what} {label}", {})[who.name] = seen
+    return Chart("Chunks on a Redis server beside the bare client (higher is better)", "MiB/s", groups)
 
 
 def main() -> None:
@@ -201,11 +199,11 @@ def main() -> None:
             print(
                 "redis-server is not installed (Debian package redis-server), and no --url is given: nothing to measure"
             )
+            keep(arguments.json, facts, [])
             return
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            results = runner.run(measure(url, Path(place), total, arguments.repeat or rounds))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps({"facts": facts, "results": results}, indent=1))
+            chart = runner.run(measure(url, Path(place), total, arguments.repeat or rounds))
+    keep(arguments.json, facts, [chart])
 
 
 if __name__ == "__main__":
