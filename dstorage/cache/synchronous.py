@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 import dstorage.blocking.opening
+from dstorage.blocking.loop import Call
 from dstorage.blocking.opening import OpenOptions
 from dstorage.blocking.store import Store
 from dstorage.cache.asynchronous import KEEP, AsyncCache, make_private
@@ -137,9 +138,22 @@ class Cache:
         """Entry and payload, if there are any (for the cache's own parts)."""
         core = self._core
         found = core.hot(key)
-        if found is None and core.lookup(key) is not None:
-            found = self._loop.run(core.read, key)
-        return found
+        if found is not None:
+            return found
+        entry = core.lookup(key)
+        if entry is None:
+            return None
+        if not entry.parts:
+
+            def begin(call: Call[bytes | bytearray | None]) -> None:
+                core.chunks.read_soon(entry, call.done)
+
+            # A callback, for a task would cost more than many a read.
+            payload = self._loop.call(begin)
+            if payload is not None and core.live.get(entry.key) is entry:
+                entry.used = True
+                return entry, payload
+        return self._loop.run(core.read, key)
 
     def __getitem__(self, key: Key) -> Any:
         """The value of `key`.
