@@ -100,10 +100,12 @@ class Elements:
         source = iter(items)
         coming: deque[T] = deque()
         while True:
-            fresh = list(islice(source, depth + 1 - len(coming)))
-            coming += fresh
-            if len(coming) > 1:
-                await self._tiles.prefetch(number for item in fresh for number in numbers(item))
+            # Not one by one: each time costs a trip to the loop.
+            if len(coming) <= depth // 2:
+                fresh = list(islice(source, depth + 1 - len(coming)))
+                coming += fresh
+                if len(coming) > 1:
+                    await self._tiles.prefetch(number for item in fresh for number in numbers(item))
             if not coming:
                 return
             yield coming.popleft()

@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -44,12 +44,18 @@ class Layout:
         shape: Elements per axis.
         tile: Elements per axis of a tile; those at the upper ends may be smaller.
         fill: One element (0-d, read-only): the value of what was never written.
+        grid: Tiles per axis.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     tile: tuple[int, ...]
     fill: npt.NDArray[Any]
+    grid: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        grid = tuple(-(-length // max(1, edge)) for length, edge in zip(self.shape, self.tile, strict=False))
+        object.__setattr__(self, "grid", grid)
 
     @classmethod
     def make(
@@ -119,11 +125,6 @@ class Layout:
         return cls(dtype, shape, tile, fill)
 
     # -- geometry -----------------------------------------------------------------------------------------------------
-
-    @property
-    def grid(self) -> tuple[int, ...]:
-        """Tiles per axis."""
-        return tuple(-(-length // edge) for length, edge in zip(self.shape, self.tile, strict=True))
 
     @property
     def tiles(self) -> int:
@@ -231,10 +232,10 @@ def _description(value: object, depth: int) -> Any:
     if depth > 8 or not isinstance(value, list) or not 0 < len(value) <= _MAX_FIELDS:
         raise InvalidArgumentError(f"dtype {str(value)[:80]}")
     fields = []
-    for field in value:
-        if not isinstance(field, list) or len(field) not in (2, 3) or not isinstance(field[0], str):
-            raise InvalidArgumentError(f"field {str(field)[:80]}")
-        fields.append((field[0], _description(field[1], depth + 1), *(_stored(shape) for shape in field[2:])))
+    for entry in value:
+        if not isinstance(entry, list) or len(entry) not in (2, 3) or not isinstance(entry[0], str):
+            raise InvalidArgumentError(f"field {str(entry)[:80]}")
+        fields.append((entry[0], _description(entry[1], depth + 1), *(_stored(shape) for shape in entry[2:])))
     return fields
 
 

@@ -82,18 +82,22 @@ class Selection:
         self._axes: list[_Axis] = []
         self._to_result: list[Index] = []
         self._to_raw: list[Index] = []
+        shape: list[int] = []
         for index in _full(key, len(layout.shape)):
             if index is None:
                 self._to_result.append(None)
                 self._to_raw.append(0)
+                shape.append(1)
                 continue
             axis = _axis(index, len(self._axes), layout.shape[len(self._axes)])
             self._axes.append(axis)
+            if not axis.dropped:
+                shape.append(axis.count)
             turn = slice(None, None, -1 if axis.reversed else 1)
             self._to_result.append(0 if axis.dropped else turn)
             self._to_raw.append(None if axis.dropped else turn)
         self.raw_shape = tuple(axis.count for axis in self._axes)
-        self.shape = self.result(layout.blank(self.raw_shape)).shape
+        self.shape = tuple(shape)
 
     @classmethod
     def box(cls, extent: Sequence[slice], layout: Layout) -> Selection:
