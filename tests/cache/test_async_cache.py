@@ -342,6 +342,22 @@ async def test_read_only(tmp_path):
         assert len(cache) == 1
 
 
+async def test_a_reader_beside_the_writer_sees_what_was_committed_or_a_miss(tmp_path):
+    options = {"budget": "1M", "pressure": False}
+    async with AsyncCache(tmp_path / "c", commit_interval=None, **options) as cache:
+        await cache.set_many({"a": b"a" * 5000, "b": b"b" * 5000})
+        await cache.commit()
+        async with AsyncCache(tmp_path / "c", read_only=True, **options) as reader:
+            assert await reader.get("a") == b"a" * 5000
+            await cache.delete("b")
+            await cache.set("c", b"c" * 5000)
+            await cache.commit()
+            await asyncio.sleep(0)
+            assert await reader.get("b") in (None, b"b" * 5000)
+            assert await reader.get("c") is None
+            assert len(reader) == 2
+
+
 async def test_nothing_warns_at_the_end(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
