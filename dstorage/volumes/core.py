@@ -25,12 +25,14 @@ from dstorage.volumes.errors import (
 from dstorage.volumes.finish import in_thread
 from dstorage.volumes.gate import Gate
 from dstorage.volumes.metadata import ThinMetadata
-from dstorage.volumes.status import Kind, LowSpace, Mode, SpaceWatch
+from dstorage.volumes.status import LowSpace, Mode, SpaceWatch
 
 if TYPE_CHECKING:
     from dstorage.volumes.volume import Volume
 
 COMMIT_INTERVAL_S = 1.0
+CHANGE_BLOCKS = 8
+"""Metadata blocks that one change may need: the nodes on its way down both trees, and some that split."""
 
 UNCHANGED = (DeviceExistsError, NoSuchDeviceError, DeviceBusyError, InvalidArgumentError, UsageError)
 """Raised by the metadata before anything is changed."""
@@ -72,6 +74,7 @@ class PoolCore:
         self.block_bytes = metadata.block_bytes
         self.is_closed = False
         self._volumes: dict[int, Volume] = {}
+        self._allocations = 0
         self._broken: BaseException | None = None
         self._space = SpaceWatch(low_space)
         self.loop = asyncio.get_running_loop()
@@ -84,7 +87,7 @@ class PoolCore:
         """What the pool takes now."""
         if self._broken is not None or self.metadata.read_only:
             return Mode.READ_ONLY
-        if not self.metadata.free_metadata_blocks:
+        if self.metadata.free_metadata_blocks < CHANGE_BLOCKS:
             return Mode.OUT_OF_METADATA_SPACE
         return Mode.WRITE if self.metadata.free_data_blocks else Mode.OUT_OF_DATA_SPACE
 
@@ -127,29 +130,50 @@ class PoolCore:
         if self.metadata.read_only:
             raise PoolReadOnlyError(f"the pool {self.path} was opened read-only")
 
+    def check_room(self) -> None:
+        """Raise unless there are metadata blocks for one change more, beside those that allocations under way will need.
+
+        A change that found none half way would cost everything since the last commit.
+
+        Raises:
+            PoolFullError: There are not.
+            PoolReadOnlyError: The pool takes no changes.
+            ClosedError: The pool was closed.
+        """
+        self._check_open()
+        self.check_changeable()
+        if self.metadata.free_metadata_blocks < CHANGE_BLOCKS * (self._allocations + 1):
+            raise PoolFullError(
+                f"the pool {self.path} is out of metadata space: delete devices or discard, commit, or grow the metadata",
+                kind="metadata",
+            )
+
     def allocate(self, count: int) -> list[int]:
         """Take so many data blocks, or none; they belong to the caller until `map` or `release`.
 
         Raises:
             PoolFullError: There are not so many, or no metadata to map them.
         """
-        self._check_room("metadata")
+        self.check_room()
         places = self._change(lambda: self.metadata.allocate(count))
+        self._allocations += 1
         self._watch_space()
         return places
 
     def release(self, places: Iterable[int]) -> None:
-        """Give blocks back that were not mapped."""
+        """Give blocks back that were not mapped: all of one allocation."""
+        self._allocations -= 1
         # After a fall back to the last commit they never were taken.
         if self._broken is None:
             self._change(lambda: self.metadata.release(places))
 
     def map(self, id: int, new: dict[int, int]) -> None:
-        """Let virtual blocks of a device be at data blocks taken by `allocate`.
+        """Let virtual blocks of a device be at the data blocks of one allocation.
 
         Raises:
             PoolReadOnlyError: The pool fell back meanwhile.
         """
+        self._allocations -= 1
         self.check_changeable()
         self._change(lambda: self.metadata.map(id, new))
         self._watch_space()
@@ -160,8 +184,12 @@ class PoolCore:
         self._watch_space()
 
     async def reclaim(self) -> bool:
-        """Commit, so that what was freed since the last one can be had; whether there was anything."""
-        if not self.metadata.freed:
+        """Commit, so that what was freed since the last one can be had, and what others are about to use up is known.
+
+        Returns:
+            False if there is no hope that it helps; nothing was done.
+        """
+        if not self.metadata.freed and not self._allocations:
             return False
         await self.commit()
         return True
@@ -176,15 +204,6 @@ class PoolCore:
     def _check_open(self) -> None:
         if self.is_closed:
             raise ClosedError(f"the pool {self.path} was closed: open it again")
-
-    def _check_room(self, kind: Kind) -> None:
-        self._check_open()
-        self.check_changeable()
-        if kind == "metadata" and not self.metadata.free_metadata_blocks:
-            raise PoolFullError(
-                f"the pool {self.path} is out of metadata space: delete devices or discard, commit, or grow the metadata",
-                kind="metadata",
-            )
 
     def _change(self, work: Callable[[], T]) -> T:
         """Run a change of the metadata; if it breaks off half done, fall back to the last commit."""
@@ -202,13 +221,13 @@ class PoolCore:
 
     def _fall_back(self, error: Exception, *, needs_check: bool = False) -> None:
         self._broken = error
-        self._abort()
-        if needs_check:
-            try:
+        try:
+            self._abort()
+            if needs_check:
                 self.metadata.set_needs_check()
-            except Exception as second:
-                # The device is gone altogether: the first error says so to everybody.
-                error.add_note(f"nor could the metadata be marked as needing a check: {second}")
+        except Exception as second:
+            # The device is gone altogether: the first error says so to everybody.
+            error.add_note(f"nor could the last commit be read again and marked as needing a check: {second}")
 
     def _abort(self) -> None:
         self.metadata.abort()

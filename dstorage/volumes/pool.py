@@ -183,7 +183,7 @@ class ThinPool(PoolCore):
             PoolReadOnlyError: The pool takes no changes.
         """
         async with self.gate.alone:
-            self._check_room("metadata")
+            self.check_room()
             self._change(lambda: self.metadata.create_device(id))
 
     async def snapshot(self, id: int, *, origin: int) -> None:
@@ -198,7 +198,7 @@ class ThinPool(PoolCore):
             PoolReadOnlyError: The pool takes no changes.
         """
         async with self.gate.alone:
-            self._check_room("metadata")
+            self.check_room()
             self._change(lambda: self.metadata.create_snapshot(id, origin))
 
     async def delete_device(self, id: int) -> None:
@@ -304,7 +304,7 @@ class ThinPool(PoolCore):
                 f"{data_bytes} bytes are {blocks} blocks, the pool has {self.metadata.nr_data_blocks}: it can only grow"
             )
         async with self.gate.alone:
-            self._check_room("metadata")
+            self.check_room()
             if self.data.size < blocks * self.block_bytes:
                 await self.data.truncate(blocks * self.block_bytes)
             self._change(lambda: self.metadata.grow_data(blocks))
@@ -332,7 +332,7 @@ class ThinPool(PoolCore):
             DeviceBusyError: There is one already: release that first.
         """
         async with self.gate.alone:
-            self._check_room("metadata")
+            self.check_room()
             await self._commit()
             self._change(self.metadata.take_snapshot)
             await self._commit()

@@ -175,13 +175,14 @@ class Volume:
         while at < len(view):
             # Steps end at the boundary of a block.
             part = view[at : at + step - (offset + at) % self._block]
-            try:
-                await self._write(part, offset + at)
-            except PoolFullError:
-                # What this transaction freed can be had again behind its commit.
-                if not await self._pool.reclaim():
-                    raise
-                await self._write(part, offset + at)
+            while True:
+                try:
+                    await self._write(part, offset + at)
+                    break
+                except PoolFullError:
+                    # What this transaction freed can be had again behind its commit.
+                    if not await self._pool.reclaim():
+                        raise
             at += len(part)
 
     async def _write(self, view: memoryview, offset: int) -> None:

@@ -224,6 +224,59 @@ async def test_without_metadata_space_nothing_new_is_mapped(path):
     sound(path)
 
 
+async def test_many_writes_at_once_never_cost_the_last_commit(path):
+    """Each finds room before it begins; together they would use up what there is, half way."""
+    data, pool = await create(path, blocks=4000, metadata_bytes=80 * 4096)
+    async with pool:
+        await pool.create_device(1)
+        volume = await pool.volume(1, size=2**60)
+        places = [number * 2**40 for number in range(1000)]
+        data.open.clear()
+        writes = [asyncio.create_task(volume.pwrite(b"a", place)) for place in places]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        # The others wait for room that these may need.
+        assert 0 < data.waiting < 10
+        data.open.set()
+        await asyncio.gather(*writes)
+        id = 1
+        while pool.mode is Mode.WRITE:
+            id += 1
+            await pool.snapshot(id, origin=1)
+            # Each of these copies its leaf.
+            writes = [volume.pwrite(b"b", place) for place in places[::20]]
+            results = await asyncio.gather(*writes, return_exceptions=True)
+            assert all(result is None or isinstance(result, PoolFullError) for result in results)
+            await pool.commit()
+        assert any(isinstance(result, PoolFullError) for result in results)
+        assert pool.mode is Mode.OUT_OF_METADATA_SPACE
+        await pool.grow_metadata(2**21)
+        await asyncio.gather(*(volume.pwrite(b"c", place) for place in places))
+    sound(path)
+
+
+async def test_a_metadata_device_that_is_gone_leaves_a_pool_that_says_why(path, monkeypatch):
+    data, pool = await create(path)
+    await pool.create_device(1)
+    await pool.commit()
+    await pool.create_device(2)
+
+    def fail(*_):
+        raise OSError(5, "the metadata device is gone")
+
+    with monkeypatch.context() as patch:
+        for name in ("pread", "pwrite", "sync"):
+            patch.setattr(pool.metadata._device, name, fail)
+        with pytest.raises(OSError, match="is gone") as caught:
+            await pool.commit()
+        assert any("nor could the last commit" in note for note in caught.value.__notes__)
+    with pytest.raises(PoolReadOnlyError, match="is gone"):
+        await pool.create_device(3)
+    await pool.close()
+    async with await reopened(path, data) as pool:
+        assert pool.devices() == [1]
+
+
 async def test_low_space_is_told_once_each_time(path):
     told = []
     low = LowSpace(lambda kind, free: told.append((kind, free)), data_blocks=2)
