@@ -21,6 +21,8 @@ MAX_PART_BYTES = 16 * 2**20
 MIN_PART_BYTES = 64 * 2**10
 BUDGET_PARTS = 16
 """A value has parts of at most this share of the budget, so that it passes through memory without driving all else out."""
+ADOPTED_BYTES = 4096
+"""Smaller payloads are copied in any case: it costs nothing, and the interpreter shares some of them."""
 READ_AHEAD = 4
 """Parts asked for ahead of the one being copied."""
 
@@ -42,14 +44,39 @@ class Chunks:
         """The largest value that is kept in one chunk."""
         return min(MAX_PART_BYTES, max(MIN_PART_BYTES, self._store.options.budget // BUDGET_PARTS))
 
-    async def write(self, payload: Buffer) -> int:
+    async def write(self, payload: Buffer, *, own: bool = False) -> int:
         """Keep a payload of at most `part_bytes` in one chunk.
+
+        Args:
+            payload: Is copied, unless it is `own`.
+            own: It is bytes that nobody else holds.
 
         Returns:
             Its id, in the very step of the loop in which the chunk came to be: what the caller does before it waits is
             in the same commit.
         """
-        with await self._store.contents.create(payload) as handle:
+        id = self.write_now(payload, own=own)
+        if id is None:
+            with await self._store.contents.create(payload) as handle:
+                id = handle.id
+        return id
+
+    def write_now(self, payload: Buffer, *, own: bool = False) -> int | None:
+        """`write` without waiting; None if it would have to."""
+        store = self._store
+        size = memoryview(payload).nbytes
+        # With a limit on handles, room for one may have to be waited for as well.
+        if store.options.max_handles is not None or not store.room.try_reserve(size):
+            return None
+        if own and size >= ADOPTED_BYTES and type(payload) is bytes:
+            buffer = payload
+        else:
+            try:
+                buffer = bytes(memoryview(payload))
+            except BaseException:
+                store.contents.drop_reserved(size)
+                raise
+        with store.contents.adopt(buffer) as handle:
             return handle.id
 
     async def write_pending(self, payload: Buffer) -> list[int]:

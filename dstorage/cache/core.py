@@ -227,9 +227,9 @@ class Core:
             MemoryUnavailable, ReadOnlyError, ClosedError: The store takes no changes now.
         """
         key, tag = self.check(key, encoded, expire, tag)
-        if memoryview(encoded.payload).nbytes <= self.chunks.part_bytes:
+        if encoded.size <= self.chunks.part_bytes:
             pending: list[int] = []
-            ids = [await self.chunks.write(encoded.payload)]
+            ids = [await self.chunks.write(encoded.payload, own=encoded.own)]
         else:
             ids = pending = await self.chunks.write_pending(encoded.payload)
         try:
@@ -246,6 +246,21 @@ class Core:
         self.chunks.settle(pending)
         return True
 
+    def write_now(self, key: Key, encoded: Encoded, expire: float | None, tag: Key | None) -> bool:
+        """`write` if it needs not wait; returns whether it was done."""
+        key, tag = self.check(key, encoded, expire, tag)
+        if encoded.size > self.chunks.part_bytes:
+            return False
+        id = self.chunks.write_now(encoded.payload, own=encoded.own)
+        if id is None:
+            return False
+        try:
+            self.publish([self.entry(key, encoded, [id], expire, tag)])
+        except BaseException:
+            self.chunks.delete(id)
+            raise
+        return True
+
     def _abandon(self, ids: Iterable[int], pending: Iterable[int]) -> None:
         for id in ids:
             self.chunks.delete(id)
@@ -260,7 +275,7 @@ class Core:
             tag = exact(tag)
             encode_key(tag)
         check_expire(expire)
-        size = memoryview(encoded.payload).nbytes
+        size = encoded.size
         if self.size_limit is not None and size + ENTRY_BYTES > self.size_limit:
             raise TooLargeError(
                 f"a value of {size} bytes for key {key!r}: the whole cache has {self.size_limit}; raise size_limit"
@@ -286,8 +301,7 @@ class Core:
     ) -> Entry:
         """A new entry whose value is in these chunks; its time begins now."""
         expires = NEVER if expire is None else self.clock() + expire
-        size = memoryview(encoded.payload).nbytes
-        return Entry(key, ids[0], encoded.kind, size, expires, tag, cost, encoded.serializer, runs(ids))
+        return Entry(key, ids[0], encoded.kind, encoded.size, expires, tag, cost, encoded.serializer, runs(ids))
 
     def publish(self, entries: list[Entry]) -> None:
         """Let entries stand for their keys, all in this step; what is too much after that leaves."""

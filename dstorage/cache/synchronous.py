@@ -26,7 +26,7 @@ from dstorage.cache.keys import Key
 from dstorage.cache.memoize import Answer, Memo, Memoized, MemoizeOptions, memoized_coroutine, memoized_function, named
 from dstorage.cache.report import CacheEntryInfo, CacheStats
 from dstorage.cache.transaction import AsyncCacheTransaction
-from dstorage.cache.values import Kind, Serializer
+from dstorage.cache.values import Encoded, Kind, Serializer
 from dstorage.errors import InvalidArgumentError
 
 P = ParamSpec("P")
@@ -170,7 +170,18 @@ class Cache:
         """Let `value` stand for `key`, in place of any other; see `AsyncCache.set`."""
         core = self._core
         encoded = core.codec.encode(value)
-        self._run(core.write, key, encoded, expire=expire, tag=tag)
+        if not encoded.own and encoded.size <= core.chunks.part_bytes:
+            # Copied here, where it keeps nobody waiting.
+            encoded = Encoded(encoded.kind, bytes(memoryview(encoded.payload)))
+
+        def begin(call: Call[bool]) -> None:
+            # A task only if there is something to wait for.
+            if core.write_now(key, encoded, expire, tag):
+                call.done(True)
+            else:
+                call.run(core.write(key, encoded, expire=expire, tag=tag))
+
+        self._loop.call(begin)
 
     def __setitem__(self, key: Key, value: Any) -> None:
         self.set(key, value)

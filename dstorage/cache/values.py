@@ -91,11 +91,25 @@ BUILT_IN = {
 
 
 class Encoded(NamedTuple):
-    """A value as it is kept."""
+    """A value as it is kept.
+
+    Attributes:
+        kind: How.
+        payload: The bytes.
+        serializer: Name of the serializer, or "".
+        own: The payload was made for the cache, and is nobody else's.
+    """
 
     kind: Kind
     payload: Buffer
     serializer: str = ""
+    own: bool = True
+
+    @property
+    def size(self) -> int:
+        """Bytes of the payload."""
+        payload = self.payload
+        return len(payload) if payload.__class__ is bytes else memoryview(payload).nbytes
 
 
 class Codec:
@@ -177,9 +191,9 @@ def _int_payload(value: int) -> bytes:
 
 
 _SIMPLE: Mapping[type, Callable[[Any], Encoded]] = {
-    bytes: lambda value: Encoded(Kind.BYTES, value),
-    bytearray: lambda value: Encoded(Kind.BYTES, value),
-    memoryview: lambda value: Encoded(Kind.BYTES, value if value.c_contiguous else bytes(value)),
+    bytes: lambda value: Encoded(Kind.BYTES, value, own=False),
+    bytearray: lambda value: Encoded(Kind.BYTES, value, own=False),
+    memoryview: lambda value: Encoded(Kind.BYTES, value if value.c_contiguous else bytes(value), own=False),
     str: lambda value: Encoded(Kind.STR, value.encode("utf-8", "surrogatepass")),
     int: lambda value: Encoded(Kind.INT, _int_payload(value)),
     float: lambda value: Encoded(Kind.FLOAT, _DOUBLE.pack(value)),

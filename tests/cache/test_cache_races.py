@@ -19,9 +19,9 @@ def slow(cache, monkeypatch):
     """Every chunk takes a turn of the loop to be written and read, as it does when memory is short."""
     write, read = cache.core.chunks.write, cache.core.chunks.read
 
-    async def write_later(payload):
+    async def write_later(payload, own=False):
         await asyncio.sleep(0)
-        return await write(payload)
+        return await write(payload, own=own)
 
     async def read_later(entry):
         await asyncio.sleep(0)
