@@ -104,8 +104,8 @@ class Bare:
 
     async def clear(self) -> None:
         names = [meta["path"] for meta in await obstore.list(self.store, self.stem).collect_async()]
-        for start in range(0, len(names), 1000):
-            await obstore.delete_async(self.store, names[start : start + 1000])
+        for start in range(0, len(names), 100):
+            await obstore.delete_async(self.store, names[start : start + 100])
 
 
 class Ours:

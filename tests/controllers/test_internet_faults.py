@@ -294,6 +294,26 @@ async def test_objects_whose_deletion_failed_are_deleted_later():
         await eventually(lambda: len(server.objects) == 1, "the object is left")
 
 
+async def test_a_server_that_deletes_slowly_is_asked_for_less_at_a_time():
+    async with ScriptedS3() as server, watched(server, timeout=0.5) as bench:
+        # One object each.
+        places = {}
+        for id in range(1, 41):
+            places |= await bench.put({id: b"x"})
+        most = []
+
+        def slow(method, key, query):
+            if method == "POST":
+                most.append(server.named)
+                return 5.0 if server.named > 10 else None
+            return None
+
+        server.script = slow
+        await bench.controller.discard(list(places.items()))
+        await eventually(lambda: len(server.objects) == 1, "objects are left")
+        assert most[0] == 40
+
+
 @pytest.mark.parametrize("deaf", ["PUT", "GET"])
 async def test_everything_is_over_soon_when_nothing_is_answered(deaf):
     """Also for what waited for its turn behind others."""

@@ -20,6 +20,7 @@ class ScriptedS3:
         script: Asked before each request, with method, key and query: a (status, body) to answer with, seconds to wait before
             the right answer, or None for the right answer.
         log: (method, key) of all requests.
+        named: How many objects the last request to delete names.
     """
 
     environment = ENVIRONMENT
@@ -28,6 +29,7 @@ class ScriptedS3:
         self.objects: dict[str, bytes] = {}
         self.script: Callable[[str, str, str], Answer | float | None] = lambda method, key, query: None
         self.log: list[tuple[str, str]] = []
+        self.named = 0
         self.port = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,6 +64,7 @@ class ScriptedS3:
                 path, _, query = target.partition("?")
                 key = unquote(path).removeprefix("/chunks").lstrip("/")
                 self.log.append((method, key))
+                self.named = body.count(b"<Key>")
                 told = self.script(method, key, query)
                 if isinstance(told, float):
                     await asyncio.sleep(told)

@@ -37,6 +37,7 @@ class Cleaning:
         self._task: asyncio.Task[None] | None = None
         self._sweep: asyncio.Task[None] | None = None
         self._later: set[asyncio.TimerHandle] = set()
+        self._batch = DELETE_AT_ONCE
         self._closed = False
         self.swept = 0
         """Objects that crashes had left behind."""
@@ -105,13 +106,16 @@ class Cleaning:
         try:
             await asyncio.sleep(GATHER_S)
             while self._keys:
-                keys = [self._keys.popleft() for _ in range(min(DELETE_AT_ONCE, len(self._keys)))]
+                keys = [self._keys.popleft() for _ in range(min(self._batch, len(self._keys)))]
                 try:
                     if not self._usable():
                         raise TimeoutError
                     await self._bucket.delete(keys)
+                    self._batch = min(DELETE_AT_ONCE, self._batch * 2)
                 except FAILURES:
                     self._keys.extendleft(keys)
+                    # Servers that delete one after the other may need longer than the deadline for a thousand.
+                    self._batch = max(1, self._batch // 4)
                     await asyncio.sleep(RETRY_S)
         finally:
             self._task = None
