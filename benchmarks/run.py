@@ -29,11 +29,9 @@ FULL: dict[str, list[list[str]]] = {
     "blocking": [[]],
     "cache": [[]],
     "heat": [[]],
-    "dask_spill": [[]],
-    "persistent": [[]],
+    "persistent_data": [[]],
     "lan": [[]],
     "internet": [[]],
-    "serve": [[]],
 }
 """Benchmark -> the arguments of each of its runs in full size."""
 
