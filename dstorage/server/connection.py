@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -76,7 +77,7 @@ class Connection(asyncio.BufferedProtocol):
             self._sink, in_memory=server.large.piece, max_request=server.limits.request, trusted=server.password is None
         )
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
-        self._queue: list[list[Any]] = []
+        self._queue: deque[list[Any]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._holds = 0
         self._writable = True
@@ -122,14 +123,13 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self.closing:
             return
+        queue = self._queue
         try:
-            commands = parser.feed(bytes(self.server.receive_view[:nbytes]))
+            queue.extend(parser.feed(bytes(self.server.receive_view[:nbytes])))
         except ProtocolError as failure:
-            commands = [*failure.commands, _End([f"ERR Protocol error: {failure}"])]
-        if self._queue or self._task is not None or not self._writable:
-            self._queue += commands
-        else:
-            self._run(commands)
+            queue.extend([*failure.commands, _End([f"ERR Protocol error: {failure}"])])
+        if self._task is None and self._writable:
+            self._run()
 
     def eof_received(self) -> bool:
         """The client will send no more: what it asked for is still answered."""
@@ -152,8 +152,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
         if self._task is None:
-            commands, self._queue = self._queue, []
-            self._run(commands)
+            self._run()
         self.go_on()
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -185,12 +184,12 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
-    def _run(self, commands: list[list[Any]]) -> None:
-        """Do commands until one has to wait or the client is behind."""
-        out = self.out
-        done = 0
-        for args in commands:
-            done += 1
+    def _run(self) -> None:
+        """Do the commands that have come until one has to wait or the client is behind."""
+        out, queue = self.out, self._queue
+        while queue:
+            # Taken out, so that nobody but the store knows the values of commands that are done.
+            args = queue.popleft()
             mark = len(out)
             command = self.table.get(args[0]) if args.__class__ is list else None
             try:
@@ -207,22 +206,21 @@ class Connection(asyncio.BufferedProtocol):
                 later = None
                 self.refuse(failure)
             if later is not None:
-                self._wait(later, commands[done:])
+                self._wait(later)
                 return
             if len(out) >= FLUSH_AT or self.bulky >= FLUSH_BYTES:
                 self.flush()
             if self.closing or not self._writable:
                 break
-        self._queue = [] if self.closing else commands[done:]
         if self.closing:
+            queue.clear()
             self.flush()
             self._transport.close()
         elif out:
             self.server.flush_soon(self)
 
-    def _wait(self, work: Work, queue: list[list[Any]]) -> None:
+    def _wait(self, work: Work) -> None:
         """Do the rest of a command in a task, and what is behind it afterwards."""
-        self._queue = queue
         self.hold()
         self.flush()
         self._task = self.server.spawn(self._finish(work))
@@ -241,8 +239,7 @@ class Connection(asyncio.BufferedProtocol):
             self._task = None
         self.flush()
         if self._writable or self.closing:
-            queue, self._queue = self._queue, []
-            self._run(queue)
+            self._run()
         self.go_on()
 
     def _unusual(self, args: list[Any]) -> Work | None:

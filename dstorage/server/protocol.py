@@ -17,6 +17,8 @@ import hiredis
 
 LARGE = 16 * 1024
 """Arguments from this many bytes on are read straight into a buffer of their own."""
+SMALL = 1024
+"""Batches of commands that are shorter than this gain by hiredis; longer ones, by not being copied through it."""
 MAX_INLINE = 64 * 1024
 """Longest line: an inline command or a length."""
 MAX_BULK = 512 * 2**20
@@ -152,6 +154,7 @@ class RequestParser:
             ProtocolError: The stream makes no sense after the commands that the error carries.
         """
         commands: list[Command] = []
+        start = 0
         if self._tail or self._missing:
             # Finish what was begun; the rest may be a batch again.
             data = self._tail + data
@@ -159,19 +162,20 @@ class RequestParser:
             start = self._parse(data, 0, commands, stop_after=1)
             if self.sink is not None or self._missing or self._tail or start == len(data):
                 return commands
-            data = data[start:]
-        if data[0] == 42 and self.trusted:
+        size = len(data)
+        if (
+            data[start] == 42
+            and self.trusted
+            and (size - start <= SMALL or data.find(b"\r\n*", start, start + SMALL) > 0)
+        ):
             # Where the last command began: unless it is so long that it goes its own way.
-            size = len(data)
-            end = size if data[-1] == 10 else data.rfind(b"\r\n*", max(0, size - LARGE - MAX_DIGITS)) + 2
-            if end > 1:
-                batch = self._batch(data if end == size else data[:end])
-                if batch is not None:
-                    commands += batch
-                    if end == size:
-                        return commands
-                    data = data[end:]
-        self._parse(data, 0, commands)
+            end = size if data[-1] == 10 else data.rfind(b"\r\n*", max(start, size - LARGE - MAX_DIGITS)) + 2
+            batch = self._batch(data[start:end]) if end > 1 else None
+            if batch is not None:
+                commands += batch
+                start = end
+        if start < size:
+            self._parse(data, start, commands)
         return commands
 
     def filled(self, count: int) -> None:
@@ -297,10 +301,11 @@ class RequestParser:
     def _pour(self, data: bytes, position: int) -> int:
         """Put what is there of a long argument into its sink."""
         assert self.sink is not None
+        view = memoryview(data)
         while position < len(data):
             window = self.sink.window()
             count = min(len(window), len(data) - position)
-            window[:count] = data[position : position + count]
+            window[:count] = view[position : position + count]
             position += count
             if self.sink.advance(count):
                 self._accept_sink()
