@@ -365,10 +365,19 @@ class Store:
     # -- names --------------------------------------------------------------------------------------------------------
 
     def set_name(self, name: bytes, id: int | None) -> None:
-        """Let `name` (1 to 511 bytes) stand for `id` from the next commit on, or for nothing any more (None)."""
+        """Let `name` (1 to 511 bytes) stand for `id` from the next commit on, or for nothing any more (None).
+
+        Raises:
+            InvalidArgumentError: `name` is no such bytes, or `id` is not in 1 .. 2**64-1.
+        """
         self.check_writable()
+        # Whatever the catalog could not take would fail every commit from now on.
+        if not isinstance(name, bytes):
+            raise InvalidArgumentError(f"name {name!r} is {type(name).__name__}: give bytes")
         if not 0 < len(name) <= MAX_NAME_BYTES:
             raise InvalidArgumentError(f"name {name[:40]!r} has {len(name)} bytes: give 1 to {MAX_NAME_BYTES}")
+        if id is not None and (not isinstance(id, int) or not 0 < id <= MAX_ID):
+            raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
         self._index.names[name] = id
 
     def get_name(self, name: bytes) -> int | None:

@@ -411,6 +411,18 @@ async def test_names_are_committed_with_the_chunks(tmp_path, memory):
             store.set_name(b"x" * 512, id)
 
 
+@pytest.mark.parametrize(
+    ("name", "id"), [(b"k", 2**64), (b"k", 0), (b"k", -1), (b"k", "7"), ("k", 7), (b"", 7), (b"k" * 512, 7)]
+)
+async def test_a_name_that_no_commit_could_keep_is_refused(store, name, id):
+    (known,) = await fill(store, 1)
+    with pytest.raises(InvalidArgumentError):
+        store.set_name(name, id)
+    store.set_name(b"k", known)
+    await store.commit()
+    assert list(store.names()) == [(b"k", known)]
+
+
 async def test_the_catalog_grows_by_itself(tmp_path, memory, monkeypatch):
     monkeypatch.setattr("dstorage.catalog.FIRST_MAP_BYTES", 256 * KIB)
     async with opening(tmp_path, memory) as store:
