@@ -32,6 +32,7 @@ FULL: dict[str, list[list[str]]] = {
     "persistent_data": [[]],
     "lan": [[]],
     "internet": [[]],
+    "serve": [[]],
 }
 """Benchmark -> the arguments of each of its runs in full size."""
 
