@@ -19,6 +19,8 @@ PACKAGES = (
     "numpy",
     "ZODB",
     "zarr",
+    "dask",
+    "distributed",
     "redis",
     "hiredis",
     "obstore",

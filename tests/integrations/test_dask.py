@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 import dstorage
-from dstorage.integrations.dask import SpillBuffer, SpillMapping
+from dstorage.integrations.dask import SpillBuffer
+from dstorage.integrations.spill import SpillMapping
 
 BUDGET = 2**20
 PIECE = BUDGET // 8
@@ -54,6 +55,29 @@ def test_parts_are_joined_whatever_their_type_and_shape(mapping):
     with pytest.raises(dstorage.InvalidArgumentError, match="contiguous"):
         mapping["a"] = [b"other", array[:, ::2]]
     assert len(mapping["a"]) == array.nbytes + 8
+
+
+@pytest.mark.parametrize("size", [100, PIECE + 1, BUDGET // 2])
+def test_a_value_that_is_lent_is_there_until_it_is_deleted(mapping, size):
+    data = os.urandom(size)
+    for key in ("a", "b"):
+        mapping[key] = data
+    lent = mapping.lend("a")
+    assert lent == mapping.lend("a") == mapping["a"] == data
+    del mapping["a"]
+    lent[:] = b"x" * size
+    assert "a" not in mapping
+    assert mapping["b"] == data
+    mapping.lend("b")
+    mapping["b"] = b"new"
+    assert mapping["b"] == b"new"
+    assert mapping._store.call(_memory_used, mapping._store.inner) == 0
+
+
+async def _memory_used(store):
+    store.room.reserve_nowait(1, 0)
+    store.contents.drop_reserved(1)
+    return store.stats().used - store.stats().stray
 
 
 def test_keys_are_whatever_is_hashable(mapping):
