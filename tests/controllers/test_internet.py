@@ -320,6 +320,22 @@ async def test_keys_can_be_changed(keys):
         assert await bench.get({1: moved[1], 3: new[3]}) == {1: payload(1, 5000), 3: payload(3, 5000)}
 
 
+async def test_compaction_writes_anew_what_has_an_old_key(keys):
+    store = MemoryStore()
+    chunks = {1: payload(1, 5000), 2: payload(3, 300_000), 3: payload(5, 6000)}
+    async with opened(store, **keys(KEY), pack_bytes=2**16) as bench:
+        old = await bench.put(chunks)
+        await bench.commit(old)
+        assert await bench.controller.sparse_places(0.5) == []
+    async with opened(store, state=bench.state, **keys(OTHER, KEY), pack_bytes=2**17) as bench:
+        assert dict(await bench.controller.sparse_places(0.5)) == old
+        moved = await bench.put(chunks)
+        await bench.commit(moved, old)
+        assert await bench.controller.sparse_places(0.5) == []
+    async with opened(store, state=bench.state, **keys(OTHER)) as bench:
+        assert await bench.get(moved) == chunks
+
+
 async def test_a_missing_key_is_told_at_open(keys):
     store = MemoryStore()
     async with opened(store, **keys(KEY)) as bench:

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from dstorage.errors import ControllerError
 from dstorage_controllers.internet.codec import CHECK_BYTES
-from dstorage_controllers.internet.layout import MAX_NUMBER, Place
+from dstorage_controllers.internet.layout import MAX_NUMBER, MAX_PACK_BYTES, MIN_PACK_BYTES, Place
 
 TOKEN_BYTES = 16
 _VERSION = 1
 _HEAD = struct.Struct(f"<B{TOKEN_BYTES}s")
-_ENTRY = struct.Struct(f"<QQII{CHECK_BYTES}s")
+_ENTRY = struct.Struct(f"<QQ4IQ{CHECK_BYTES}s")
 SMALL_SHARE = 8
 """A pack with less than this part (1/8) of its full length is worth joining with others, dead space or not."""
 
@@ -30,12 +30,26 @@ class Shape(NamedTuple):
         pieces: 0 for a pack.
         index_bytes: Length of the sealed index behind the chunks of a pack.
         key: Check of the key it is encrypted with.
+        id: Of pieces: their chunk.
+        size: Of pieces: its length.
+        piece: Of pieces: the plain length of each but the last.
     """
 
     stored: int
     pieces: int
     index_bytes: int
     key: bytes
+    id: int = 0
+    size: int = 0
+    piece: int = 0
+
+    @property
+    def sane(self) -> bool:
+        """Whether there can be such an object."""
+        if not self.pieces:
+            return self.index_bytes > 0
+        power = self.piece & (self.piece - 1) == 0
+        return power and MIN_PACK_BYTES <= self.piece <= MAX_PACK_BYTES and self.pieces == -(-self.size // self.piece)
 
 
 class Entry:
@@ -80,10 +94,11 @@ class Books:
                     if version != _VERSION:
                         raise ControllerError(f"the private state of controller {name!r} is of a newer version")
                     continue
-                live, stored, pieces, index, key = _ENTRY.unpack(raw)
-                if not 0 < live <= stored or not 0 < number <= MAX_NUMBER:
+                live, stored, pieces, index_bytes, size, piece, id, key = _ENTRY.unpack(raw)
+                shape = Shape(stored, pieces, index_bytes, key, id, size, piece)
+                if not 0 < live <= stored or not 0 < number <= MAX_NUMBER or not shape.sane:
                     raise ValueError
-                self.entries[number] = Entry(Shape(stored, pieces, index, key), live, live)
+                self.entries[number] = Entry(shape, live, live)
                 self.used += live
         except (struct.error, ValueError) as error:
             raise ControllerError(f"the private state of controller {name!r} is damaged") from error
@@ -117,11 +132,10 @@ class Books:
         self._plan = plan
         changes: dict[int, bytes] = {}
         for number, live in plan.items():
-            shape = self.entries[number].shape
-            kept = max(0, min(live, shape.stored))
-            changes[number] = (
-                _ENTRY.pack(kept, shape.stored, shape.pieces, shape.index_bytes, shape.key) if kept else b""
-            )
+            stored, pieces, index_bytes, key, id, size, piece = self.entries[number].shape
+            kept = max(0, min(live, stored))
+            changed = _ENTRY.pack(kept, stored, pieces, index_bytes, size, piece, id, key)
+            changes[number] = changed if kept else b""
         if changes and token != self.token:
             changes[0] = _HEAD.pack(_VERSION, token)
         return changes
@@ -140,18 +154,28 @@ class Books:
         """Bytes that the last commit refers to."""
         return sum(entry.committed or 0 for entry in self.entries.values())
 
-    def sparse(self, max_live_share: float, pack_bytes: int) -> list[tuple[int, Shape]]:
-        """Packs of which at most this share is alive, and small ones if there are enough to fill one; the sparsest first."""
-        sparse: list[tuple[float, int]] = []
+    def rewritten(self, max_live_share: float, pack_bytes: int, key: bytes) -> list[tuple[int, Shape]]:
+        """Objects that are worth writing anew.
+
+        Packs of which at most this share is alive; small ones if there are several; whatever has another key. Never what is not
+        committed yet.
+
+        Args:
+            max_live_share: 0 to 1.
+            pack_bytes: Full length of a pack.
+            key: Check of the key that encrypts now.
+        """
+        found: list[tuple[float, int]] = []
         small: list[tuple[float, int]] = []
         for number, entry in self.entries.items():
-            if entry.committed is None or entry.shape.pieces:
+            if entry.committed is None:
                 continue
-            share = entry.live / entry.shape.stored
-            if share <= max_live_share and entry.live < entry.shape.stored:
-                sparse.append((share, number))
-            elif entry.shape.stored * SMALL_SHARE < pack_bytes:
+            shape = entry.shape
+            share = entry.live / shape.stored
+            if shape.key != key or (not shape.pieces and entry.live < shape.stored and share <= max_live_share):
+                found.append((share, number))
+            elif not shape.pieces and shape.stored * SMALL_SHARE < pack_bytes:
                 small.append((share, number))
         if len(small) >= SMALL_SHARE:
-            sparse += small
-        return [(number, self.entries[number].shape) for _, number in sorted(sparse)]
+            found += small
+        return [(number, self.entries[number].shape) for _, number in sorted(found)]

@@ -228,7 +228,7 @@ class InternetController(Controller):
             problem = f"{source} does not have all their keys" if keys else "no key was given"
             raise ControllerError(
                 f"chunks of controller {self.name!r} are encrypted and {problem}; keep old keys behind the new one in "
-                "key_file or key_env until all chunks are written anew"
+                "key_file or key_env until `Store.compact` has written all chunks anew"
             )
         return codec
 
@@ -328,16 +328,17 @@ class InternetController(Controller):
         parts.books.committed(parts.session.token)
 
     async def sparse_places(self, max_live_share: float) -> list[tuple[int, Locator]]:
-        """All chunks ever written to packs of which at most this share is alive, or that are small.
+        """All chunks ever written to packs of which at most this share is alive, or that are small; and those with an old key.
 
         Raises:
             ControllerUnavailable: The bucket does not answer.
         """
         opened = self._opened()
+        books, codec = opened.parts.books, opened.parts.codec
         places: list[tuple[int, Locator]] = []
-        for number, shape in opened.parts.books.sparse(max_live_share, self._pack_bytes):
+        for number, shape in books.rewritten(max_live_share, self._pack_bytes, codec.key_check):
             try:
-                places += await opened.reader.index(number, shape)
+                places += await opened.reader.contents(number, shape)
             except (Lost, CorruptData):
                 # For `dstorage check` to explain; the others can still be compacted.
                 continue

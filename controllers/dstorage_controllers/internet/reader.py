@@ -69,15 +69,18 @@ class Reader:
                     group.create_task(job)
         return answers
 
-    async def index(self, number: int, shape: Shape) -> list[tuple[int, Locator]]:
-        """All chunks that were ever in a pack.
+    async def contents(self, number: int, shape: Shape) -> list[tuple[int, Locator]]:
+        """All chunks that were ever in an object.
 
         Raises:
-            Lost, CorruptData, ControllerUnavailable: It cannot be read.
+            Lost, CorruptData, ControllerUnavailable: Its index cannot be read.
         """
         parts = self._parts
-        sealed = await self._fetch(INDEX_ID, parts.layout.key(number), shape.stored, shape.index_bytes)
         flags = AES if any(shape.key) else 0
+        if shape.pieces:
+            place = Place(shape.size, number, 0, shape.stored, PIECES | flags, shape.key[0], shape.piece)
+            return [(shape.id, parts.layout.pack(shape.id, place))]
+        sealed = await self._fetch(INDEX_ID, parts.layout.key(number), shape.stored, shape.index_bytes)
         size = shape.index_bytes - parts.codec.overhead(flags)
         plain = parts.codec.open(INDEX_ID, size, number, 0, flags, shape.key[0], sealed)
         try:

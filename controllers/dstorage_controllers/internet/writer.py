@@ -244,7 +244,8 @@ class Writer:
             return
         flags = PIECES | parts.codec.flags
         place = Place(len(view), number, 0, stored, flags, parts.codec.key_tag, self._pack_bytes)
-        parts.books.written(number, Shape(stored, pieces, 0, parts.codec.key_check))
+        shape = Shape(stored, pieces, 0, parts.codec.key_check, id, len(view), self._pack_bytes)
+        parts.books.written(number, shape)
         call.answers[at] = parts.layout.pack(id, place)
         call.kept += stored
         call.doubtful.difference_update(keys)
