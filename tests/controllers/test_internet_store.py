@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from dstorage_controllers.disk import DiskController
 from dstorage_controllers.internet import InternetController
+from servers.scripted_s3 import ScriptedS3
 from servers.settled import settled
 
 import dstorage
 from dstorage.check import check
-from dstorage.testing import payload
+from dstorage.testing import eventually, payload
 
 _no_leaks = settled
 OPTIONS = {"budget": 2**20, "commit_interval": None, "pressure": None}
@@ -101,6 +104,98 @@ async def test_chunks_move_from_a_disk_to_the_bucket_and_back(tmp_path, key):
         for seed, id in enumerate(ids):
             async with store.handle(id) as found:
                 assert bytes(found) == payload(seed, 20_000)
+
+
+# -- while the bucket is away --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def bucket(key, monkeypatch):
+    for name, value in ScriptedS3.environment.items():
+        monkeypatch.setenv(name, value)
+    async with ScriptedS3() as server:
+        yield server
+
+
+@pytest.fixture
+async def two(bucket, tmp_path):
+    """A store of a disk and a bucket, with ten chunks on each and none in memory."""
+    controllers = [
+        DiskController(),
+        InternetController(timeout=0.5, key_env="INTERNET_TEST_KEY", **bucket.settings),
+    ]
+    async with dstorage.open(tmp_path / "store", controllers=controllers, **OPTIONS) as store:
+        made = {"disk": {}, "internet": {}}
+        for controller, chunks in made.items():
+            for number in range(10):
+                with await store.create(payload(number, 20_000), controller=controller) as handle:
+                    chunks[handle.id] = payload(number, 20_000)
+        await store.commit()
+        forget(store)
+        yield store, made["disk"], made["internet"]
+        bucket.script = lambda method, key, query: None
+
+
+def forget(store):
+    """The next read has to ask a controller."""
+    budget = store.stats().budget
+    store.set_budget(1)
+    store.set_budget(budget)
+
+
+async def content(store, id):
+    async with store.handle(id) as data:
+        return bytes(data)
+
+
+async def test_the_disk_serves_and_commits_while_the_bucket_is_away(two, bucket):
+    store, near, far = two
+    bucket.script = lambda method, key, query: 60.0
+    began = time.monotonic()
+    with pytest.raises(dstorage.TemporarilyUnavailable) as caught:
+        await content(store, next(iter(far)))
+    assert caught.value.controller == "internet"
+    assert time.monotonic() - began < 5
+    assert {id: await content(store, id) for id in near} == near
+    with store.handle(next(iter(near))) as handle:
+        await handle.replace(b"changed")
+    await store.commit()
+    forget(store)
+    assert await content(store, next(iter(near))) == b"changed"
+    bucket.script = lambda method, key, query: None
+    status = store.controller("internet")
+    await eventually(lambda: status.status is dstorage.ControllerStatus.OK, "the bucket is back, unnoticed")
+    assert {id: await content(store, id) for id in far} == far
+
+
+async def test_who_waits_is_told_when_the_bucket_is_back(two, bucket):
+    store, _, far = two
+    bucket.script = lambda method, key, query: (500, b"")
+    waiting = asyncio.ensure_future(store.resolve_all(list(far), wait=30))
+    controller = store.controller("internet")
+    await eventually(lambda: controller.status is not dstorage.ControllerStatus.OK, "it is not noticed")
+    assert not waiting.done()
+    bucket.script = lambda method, key, query: None
+    handles = await asyncio.wait_for(waiting, 10)
+    for handle, data in zip(handles, far.values(), strict=True):
+        assert bytes(handle.data) == data
+        handle.release()
+
+
+async def test_a_commit_that_needs_the_bucket_fails_whole_and_works_later(two, bucket):
+    store, near, far = two
+    bucket.script = lambda method, key, query: (500, b"")
+    for chunks, controller in ((near, "disk"), (far, "internet")):
+        with await store.create(b"new", controller=controller) as handle:
+            chunks[handle.id] = b"new"
+    with pytest.raises(dstorage.TemporarilyUnavailable):
+        await store.commit()
+    bucket.script = lambda method, key, query: None
+    controller = store.controller("internet")
+    await eventually(lambda: controller.status is dstorage.ControllerStatus.OK, "it is back, unnoticed")
+    await store.commit()
+    forget(store)
+    assert {id: await content(store, id) for id in near | far} == near | far
 
 
 PROGRAM = """
