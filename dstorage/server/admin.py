@@ -296,7 +296,6 @@ class Admin:
                 "rdb_last_save_time": int(server.committed_at),
                 "rdb_last_bgsave_status": "ok" if server.commit_failure is None else "err",
                 "aof_enabled": 1,
-                "aof_last_write_status": "ok" if server.commit_failure is None else "err",
                 "commits": stats.commits,
                 "chunks": stats.chunks,
                 "page_ins": stats.page_ins,
