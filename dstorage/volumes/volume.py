@@ -232,11 +232,16 @@ class Volume:
         for block in range(offset // size, (end - 1) // size + 1):
             place = new.get(block)
             base = block * size
-            old = self._mapping(block)
-            if place is None:
+            if offset <= base and base + size <= end:
+                # The program gave all of it; nothing that was there before matters.
+                to = (self._mapping(block) >> TIME_BITS if place is None else place) * size
+                parts = [Transfer(to, base, base + size, base, base + size, HOLE)]
+            elif place is None:
                 start, stop = max(offset, base), min(end, base + size)
-                parts = [Transfer((old >> TIME_BITS) * size + start - base, start, stop, start, stop, HOLE)]
+                to = (self._mapping(block) >> TIME_BITS) * size + start - base
+                parts = [Transfer(to, start, stop, start, stop, HOLE)]
             else:
+                old = self._mapping(block)
                 source = HOLE if old == HOLE else (old >> TIME_BITS) * size
                 parts = [
                     Transfer(
