@@ -139,6 +139,8 @@ class Contents:
         """
         size = len(buffer)
         try:
+            # Room may have come when the store was being closed already.
+            self._store.check_writable()
             handle = Handle(self._store)
             handle.id = self._ids.take(namespace)
             self._table.enter(handle)
@@ -192,7 +194,12 @@ class Contents:
             raise Lost("unknown id", id=handle.id)
 
     def publish(self, handle: Handle, buffer: bytes | bytearray) -> None:
-        """Make `buffer`, reserved as dirty, the contents of `handle`."""
+        """Make `buffer`, reserved as dirty, the contents of `handle`; when this raises, the reservation is given back."""
+        try:
+            self._store.check_writable()
+        except BaseException:
+            self.drop_reserved(len(buffer))
+            raise
         if handle.status is Status.DELETED or handle.status is Status.LOST:
             self.drop_reserved(len(buffer))
             raise handle.failure()

@@ -92,6 +92,8 @@ class Store:
         self._lock = lock
         self._catalog = catalog
         self._closed: str | None = None
+        self._closing: asyncio.Event | None = None
+        """There once `close` was called; set when it is through."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._discards: set[asyncio.Task[None]] = set()
         self._trimming = False
@@ -355,6 +357,8 @@ class Store:
     async def _commit_now_and_then(self, interval: float) -> None:
         while True:
             await asyncio.sleep(interval)
+            if self._closing is not None:
+                return
             if not (self._index.changed or self._memory.dirty):
                 continue
             try:
@@ -683,12 +687,23 @@ class Store:
     async def close(self) -> None:
         """Commit, drain scratch chunks to durable controllers, and give everything back. Idempotent.
 
+        From the call on no changes are taken, so that none is answered that the last commit does not have. Who calls a
+        second time waits until the first is through.
+
         Raises:
             StoreFull, TemporarilyUnavailable: The last commit could not be made; the store is closed all the same, as it
                 was at the commit before.
         """
-        if self._closed is not None:
-            return
+        if self._closing is not None:
+            await self._closing.wait()
+        elif self._closed is None:
+            self._closing = asyncio.Event()
+            try:
+                await self._close()
+            finally:
+                self._closing.set()
+
+    async def _close(self) -> None:
         failure: BaseException | None = None
         try:
             if not self.options.read_only:
@@ -709,7 +724,11 @@ class Store:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for entry in self._registry:
             if entry.controller is not None:
-                await entry.controller.close()
+                try:
+                    await entry.controller.close()
+                except BaseException as error:
+                    # The catalog and the lock are given back all the same.
+                    failure = failure or error
         for handle in self.table.handles.values():
             waiters, handle.waiters = handle.waiters, None
             for tell in waiters or ():
@@ -731,7 +750,7 @@ class Store:
             warnings.warn(
                 f"{len(held)} handles were still referenced when the store was closed: {names}",
                 ResourceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
 
     async def _drain_scratch(self) -> None:
@@ -760,6 +779,8 @@ class Store:
     def check_writable(self) -> None:
         """Raise unless the store takes changes."""
         self.check_open()
+        if self._closing is not None:
+            raise ClosedError("the store is being closed and takes no changes: open it again")
         if self.options.read_only:
             raise ReadOnlyError(f"{self.path} was opened with read_only=True")
 

@@ -124,6 +124,64 @@ async def test_after_close_every_call_says_so(tmp_path):
             call()
 
 
+async def test_what_is_answered_while_closing_is_in_the_last_commit(tmp_path, memory):
+    store = await opening(tmp_path, memory)
+    created, refused = [], []
+
+    async def produce():
+        try:
+            while True:
+                with await store.create(b"x" * 100) as handle:
+                    created.append(handle.id)
+                await asyncio.sleep(0)
+        except ClosedError as error:
+            refused.append(error)
+
+    memory.write_gate = asyncio.Event()
+    (edited,) = await fill(store, 1)
+    handle = store.handle(edited)
+    edit = handle.edit()
+    buffer = await edit.__aenter__()
+    producer = asyncio.create_task(produce())
+    await settle()
+    closing = asyncio.create_task(store.close())
+    await settle()
+    with pytest.raises(ClosedError):
+        await edit.__aexit__(None, None, None)
+    handle.release()
+    assert refused
+    assert len(buffer) == 1000
+    memory.write_gate.set()
+    await asyncio.gather(closing, producer)
+    async with opening(tmp_path, memory) as store:
+        assert [id for id in created if store.info(id) is None] == []
+
+
+async def test_who_closes_a_second_time_waits_for_the_first(tmp_path, memory):
+    store = await opening(tmp_path, memory)
+    await fill(store, 3)
+    memory.write_gate = asyncio.Event()
+    first, second = asyncio.create_task(store.close()), asyncio.create_task(store.close())
+    await settle()
+    assert not first.done()
+    assert not second.done()
+    memory.write_gate.set()
+    assert await asyncio.gather(first, second) == [None, None]
+    assert memory.closed
+
+
+async def test_a_controller_that_fails_to_close_does_not_keep_the_store_locked(tmp_path):
+    class Stuck(MemoryController):
+        async def close(self):
+            raise OSError("it does not let go")
+
+    store = await opening(tmp_path, Stuck())
+    with pytest.raises(OSError, match="it does not let go"):
+        await store.close()
+    async with opening(tmp_path, MemoryController()):
+        pass
+
+
 async def test_closing_with_referenced_handles_warns(tmp_path):
     store = await opening(tmp_path, MemoryController())
     handle = await store.create(b"x")
