@@ -112,13 +112,14 @@ class Core:
 
         Raises:
             InvalidArgumentError: No such type of key.
+            ClosedError: Cache or store is closed, or belongs to the parent of this process.
         """
+        self.check_open()
         try:
             entry = self.live.get(key)
         except TypeError:  # It cannot be hashed.
             raise _no_key(key) from None
         if entry is None:
-            self.check_open()
             exact(key)
             return None
         if entry.expires != NEVER and entry.expires <= self.clock():
@@ -305,6 +306,8 @@ class Core:
 
     def publish(self, entries: list[Entry]) -> None:
         """Let entries stand for their keys, all in this step; what is too much after that leaves."""
+        # Somebody may have closed it while its value was written.
+        self.check_open()
         named = [(entry, self.names.of_entry(entry)) for entry in entries]
         store = self.store
         for entry, names in named:

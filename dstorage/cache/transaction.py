@@ -8,6 +8,7 @@ somebody outside of a transaction changed it, and nothing is done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +16,7 @@ from typing import Any, Self
 from dstorage.cache.core import ANYTHING, Core, add_up, check_expire
 from dstorage.cache.keys import Key, exact
 from dstorage.cache.records import NEVER, Entry
-from dstorage.errors import CorruptData, Deleted, Lost, TemporarilyUnavailable, UsageError
+from dstorage.errors import ClosedError, CorruptData, Deleted, Lost, TemporarilyUnavailable, UsageError
 
 
 class TransactionConflict(UsageError):
@@ -95,11 +96,14 @@ class AsyncCacheTransaction:
         """End it without changing anything (what is published is changed already)."""
         core = self._under_way
         self._core = None
-        core.chunks.discard(self._pending)
         self._turns.give_back()
+        # If the store is closed, what is pending is deleted at its next opening.
+        with contextlib.suppress(ClosedError):
+            core.chunks.discard(self._pending)
 
     def _finish(self, core: Core) -> None:
         """All of it, in this step of the loop, or nothing."""
+        core.check_open()
         for key, seen in self._seen.items():
             self._check_unchanged(core, key, seen)
         written = [entry for entry in self._changed.values() if entry is not None]

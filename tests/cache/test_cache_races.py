@@ -9,7 +9,7 @@ import pytest
 from dstorage import AsyncCache
 from dstorage.cache.records import Entry
 from dstorage.cache.values import Kind
-from dstorage.errors import CorruptData, TooManyHandles
+from dstorage.errors import ClosedError, CorruptData, TooManyHandles
 
 LARGE = bytes(200_000)
 
@@ -138,3 +138,28 @@ async def test_a_later_entry_for_the_same_key_wins(store):
     async with AsyncCache(store) as cache:
         assert await cache["k"] == b"new"
         assert await chunks_of(cache) == 1
+
+
+@pytest.mark.parametrize("value", [b"small", LARGE])
+async def test_a_cache_that_is_closed_while_a_value_is_written_has_it_not(store, monkeypatch, value):
+    async with AsyncCache(store) as cache:
+        write = cache.core.chunks.write
+        going = asyncio.Event()
+
+        async def write_later(payload, own=False):
+            await going.wait()
+            return await write(payload, own=own)
+
+        monkeypatch.setattr(cache.core.chunks, "write", write_later)
+        setting = asyncio.create_task(cache.set("a", value))
+        transaction = cache.transact()
+        await transaction.__aenter__()
+        await asyncio.sleep(0)
+    going.set()
+    with pytest.raises(ClosedError):
+        await setting
+    with pytest.raises(ClosedError):
+        await transaction.__aexit__(None, None, None)
+    async with AsyncCache(store) as cache:
+        assert len(cache) == 0
+        assert await chunks_of(cache) == 0
