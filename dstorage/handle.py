@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from dstorage.errors import (
@@ -236,7 +237,8 @@ class Handle(Page):
                 buf[0] = 1
 
         `buf` is a writable memoryview on a private copy. It becomes the contents when the block ends normally; an
-        exception discards it. Readers keep the bytes they have. Whoever ends last wins, as with files.
+        exception discards it. Readers keep the bytes they have. Whoever ends last wins, as with files. `buf` ends with the block;
+        slices and arrays made of it must not be written to afterwards.
 
         Args:
             wait: Seconds to wait for room or an unavailable chunk (``async with`` only).
@@ -313,35 +315,42 @@ class Handle(Page):
 class Edit:
     """The block of `Handle.edit`; use it once."""
 
-    __slots__ = ("_buffer", "_discard", "_handle", "_wait")
+    __slots__ = ("_buffer", "_discard", "_handle", "_view", "_wait")
 
     def __init__(self, handle: Handle, wait: float | None, discard: bool) -> None:
         self._handle = handle
         self._wait = wait
         self._discard = discard
         self._buffer: bytearray | None = None
+        self._view: memoryview | None = None
 
-    def _begin(self) -> memoryview:
+    def _begin(self, reserved: int) -> memoryview:
         handle = self._handle
         source = handle.buffer
-        if source is None:
-            raise (
-                handle.failure()
-                if handle.error
-                else NotResolvedError(
-                    f"handle {handle.id} is {handle.status.value}: use `async with handle.edit()`, or await it first"
-                )
-            )
-        self._buffer = bytearray(handle.size) if self._discard else bytearray(source)
+        try:
+            if source is None:
+                raise handle.failure()
+            self._buffer = bytearray(handle.size) if self._discard else bytearray(source)
+        except BaseException:
+            handle.store.contents.drop_reserved(reserved)
+            raise
         handle.refs += 1
-        return memoryview(self._buffer)
+        self._view = memoryview(self._buffer)
+        return self._view
 
     def __enter__(self) -> memoryview:
         handle = self._handle
         handle.store.check_writable()
-        if handle.buffer is not None:
-            handle.store.room.reserve_nowait(handle.size, handle.id)
-        return self._begin()
+        if handle.buffer is None:
+            raise (
+                handle.failure()
+                if handle.error or handle.status is Status.DELETED
+                else NotResolvedError(
+                    f"handle {handle.id} is {handle.status.value}: use `async with handle.edit()`, or await it first"
+                )
+            )
+        handle.store.room.reserve_nowait(handle.size, handle.id)
+        return self._begin(handle.size)
 
     async def __aenter__(self) -> memoryview:
         handle = self._handle
@@ -350,15 +359,25 @@ class Edit:
         handle.acquire()
         try:
             await handle.get(wait=self._wait)
-            await handle.store.room.reserve(handle.size, handle.id, self._wait)
-            return self._begin()
+            while True:
+                size = handle.size
+                await handle.store.room.reserve(size, handle.id, self._wait)
+                if handle.buffer is None or handle.size == size:
+                    return self._begin(size)
+                # While this waited, other contents of another size came.
+                handle.store.contents.drop_reserved(size)
         finally:
             handle.release()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        handle, buffer = self._handle, self._buffer
+        handle, buffer, view = self._handle, self._buffer, self._view
         assert buffer is not None
-        self._buffer = None
+        assert view is not None
+        self._buffer = self._view = None
+        # Published contents do not change any more: who writes to `buf` after its block is told.
+        with suppress(BufferError):  # An array looks at it.
+            view.release()
+        del view
         try:
             if kind is None:
                 handle.store.contents.publish(handle, buffer)

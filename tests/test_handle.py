@@ -278,6 +278,50 @@ async def test_edit_of_a_chunk_not_in_memory_needs_async_with(store):
         assert data == b"HELLO" + DATA[5:]
 
 
+async def test_nothing_is_written_through_the_buffer_after_its_block(store):
+    with await store.create(b"before") as handle:
+        with handle.edit() as buf:
+            buf[0:1] = b"B"
+        with pytest.raises(ValueError, match="released"):
+            buf[1:2] = b"E"
+        assert bytes(handle.data) == b"Before"
+        numpy = pytest.importorskip("numpy")
+        with handle.edit() as buf:
+            numpy.frombuffer(buf, numpy.uint8)[0] = ord("b")
+            kept = numpy.frombuffer(buf, numpy.uint8)
+        assert bytes(handle.data) == kept.tobytes() == b"before"
+
+
+@pytest.mark.parametrize("meanwhile", ["deleted", "replaced"])
+async def test_an_edit_that_waited_for_room_accounts_for_what_it_finds_then(store, meanwhile):
+    size = 100_000
+    with await store.create(bytes(size)) as handle:
+        await store.commit()
+        # Dirty up to the limit, so that the edit has to wait.
+        others = [await store.create(bytes(size)) for _ in range(5)]
+
+        async def edit():
+            async with handle.edit() as buf:
+                return len(buf)
+
+        editing = asyncio.create_task(edit())
+        await asyncio.sleep(0)
+        assert store._memory.wanted
+        if meanwhile == "deleted":
+            handle.delete()
+            with pytest.raises(Deleted):
+                await editing
+        else:
+            store._memory.dirty_limit *= 2
+            handle.replace_nowait(b"small")
+            assert await editing == 5
+        for other in others:
+            other.release()
+    await store.commit()
+    contents = sum(other.size for other in store.table.handles.values() if other.buffer is not None)
+    assert (store.stats().used, store.stats().dirty) == (contents, 0)
+
+
 async def test_edit_with_discard_starts_from_zeros(store):
     with await store.create(DATA) as handle:
         with handle.edit(discard=True) as buf:
