@@ -52,6 +52,10 @@ class Bulk:
             if record is None:
                 continue
             size = record.locator.size
+            # A hint waits for no room: with others like it, it might wait for room that none of them will give.
+            if not self._memory.reserve(size):
+                return
+            self._memory.give_back(size)
             try:
                 handle = self._store.table.get(id)
             except TooManyHandles:

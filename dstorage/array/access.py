@@ -7,6 +7,7 @@ it to its end. Computing and copying thus happen where the program is, not on th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -35,6 +36,9 @@ class Access(Protocol):
 
     def post(self, function: Callable[[], object]) -> None:
         """Have a function called on the loop, now or soon."""
+
+    async def breathe(self) -> None:
+        """Between two tiles: let others on the same loop have their turn."""
 
     def prefetch(self, ids: Iterable[int]) -> None:
         """See `dstorage.Store.prefetch`."""
@@ -65,6 +69,10 @@ class OnLoop:
         """See `Access.post`."""
         function()
 
+    async def breathe(self) -> None:
+        """See `Access.breathe`."""
+        await asyncio.sleep(0)
+
     def prefetch(self, ids: Iterable[int]) -> None:
         """See `Access.prefetch`."""
         self.store.prefetch(ids)
@@ -94,6 +102,9 @@ class FromThread:
     def post(self, function: Callable[[], object]) -> None:
         """See `Access.post`."""
         self._blocking.loop.post(function)
+
+    async def breathe(self) -> None:
+        """See `Access.breathe`: nobody else is on this thread."""
 
     def prefetch(self, ids: Iterable[int]) -> None:
         """See `Access.prefetch`."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -91,24 +91,10 @@ class Elements:
     def _number_of(self, piece: Piece) -> Iterable[int]:
         return (self._layout.number(piece.place),)
 
-    async def _ahead(
-        self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], item_bytes: int
-    ) -> AsyncIterator[T]:
-        """The items; the tiles of the next ones are brought in while one is worked on."""
+    def _ahead(self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], item_bytes: int) -> Ahead[T]:
         room = min(AHEAD_BYTES, int(self._access.store.options.budget * AHEAD_SHARE))
         depth = max(1, min(MAX_AHEAD, room // max(1, item_bytes)))
-        source = iter(items)
-        coming: deque[T] = deque()
-        while True:
-            # Not one by one: each time costs a trip to the loop.
-            if len(coming) <= depth // 2:
-                fresh = list(islice(source, depth + 1 - len(coming)))
-                coming += fresh
-                if len(coming) > 1:
-                    await self._tiles.prefetch(number for item in fresh for number in numbers(item))
-            if not coming:
-                return
-            yield coming.popleft()
+        return Ahead(items, numbers, depth, self._access, self._tiles)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -266,3 +252,44 @@ class Elements:
                     await self._read_into(part_of(data, patch.target), Selection(patch.source, self._layout))
                 data.flags.writeable = False
             yield Block(frame.place, frame.slices, data, frame.inner)
+
+
+class Ahead(Generic[T]):
+    """Gives items one by one; the tiles of the next ones are brought in while one is worked on (``async for``).
+
+    Args:
+        items: What to give.
+        numbers: The tiles that an item needs.
+        depth: How many items ahead.
+        access: Way to the store.
+        tiles: The tiles.
+    """
+
+    def __init__(
+        self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], depth: int, access: Access, tiles: Tiles
+    ) -> None:
+        self._items = iter(items)
+        self._numbers = numbers
+        self._depth = depth
+        self._access = access
+        self._tiles = tiles
+        self._coming: deque[T] = deque()
+        self._begun = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        coming = self._coming
+        # Not one by one: each time costs a trip to the loop.
+        if len(coming) <= self._depth // 2:
+            fresh = list(islice(self._items, self._depth + 1 - len(coming)))
+            coming += fresh
+            if len(coming) > 1:
+                await self._tiles.prefetch(number for item in fresh for number in self._numbers(item))
+        if not coming:
+            raise StopAsyncIteration
+        if self._begun:
+            await self._access.breathe()
+        self._begun = True
+        return coming.popleft()

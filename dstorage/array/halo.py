@@ -97,7 +97,7 @@ class Frames:
         self._halo = widths if isinstance(halo, Iterable) else widths * axes
         if len(self._halo) != axes:
             raise InvalidArgumentError(f"halo={halo!r}: give 0 or more elements, for all axes or for each of {axes}")
-        self._boundary = boundary if isinstance(boundary, tuple) else (boundary,) * axes
+        self._boundary = tuple(boundary) if isinstance(boundary, tuple | list) else (boundary,) * axes
         if len(self._boundary) != axes:
             raise InvalidArgumentError(f"boundary={boundary!r}: give one, or one for each of {axes} axes")
         constants = {value for value in self._boundary if value not in (CLIP, PERIODIC)}

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
 from dstorage.array.access import Access
 from dstorage.array.layout import MAX_JSON_BYTES, Layout
-from dstorage.errors import CorruptData, Deleted, Lost
+from dstorage.errors import ClosedError, CorruptData, Deleted, Lost
 from dstorage.handle import Handle
 
 MAGIC = b"dsarray\1"
@@ -39,15 +40,17 @@ class Draft:
         buffer: To be filled, by one who looks at it no more once it is published.
         handle: The tile's chunk, referenced; None if there was none.
         source: The contents that the draft is to change, None if it replaces whatever there is.
+        used: It was given to `Tiles.publish`, and that has begun.
     """
 
-    __slots__ = ("buffer", "handle", "number", "source")
+    __slots__ = ("buffer", "handle", "number", "source", "used")
 
     def __init__(self, number: int, buffer: bytearray, handle: Handle | None, source: bytes | bytearray | None) -> None:
         self.number = number
         self.buffer = buffer
         self.handle = handle
         self.source = source
+        self.used = False
 
 
 class Tiles:
@@ -179,7 +182,7 @@ class Tiles:
     def drop(self, draft: Draft) -> None:
         """Give up a draft."""
         handle, size = draft.handle, len(draft.buffer)
-        self._access.post(lambda: self._drop(size, handle))
+        self._access.post(lambda: None if draft.used else self._drop(size, handle))
 
     def _drop(self, size: int, handle: Handle | None) -> None:
         self._access.store.contents.drop_reserved(size)
@@ -199,6 +202,7 @@ class Tiles:
 
         async def publish() -> bool:
             store, handle, buffer = self._access.store, draft.handle, draft.buffer
+            draft.used = True
             if handle is not None:
                 try:
                     if draft.source is not None and handle.buffer is not draft.source:
@@ -211,7 +215,13 @@ class Tiles:
                     handle.release()
             return await self._link(draft.number, buffer)
 
-        return await self._access.run(publish, lambda published: None)
+        try:
+            return await self._access.run(publish, lambda published: None)
+        except BaseException:
+            # Interrupted, it may not even have begun.
+            with suppress(ClosedError):
+                self.drop(draft)
+            raise
 
     async def _link(self, number: int, buffer: bytearray) -> bool:
         """Publish the contents of a tile that had none (on the loop); False if it has some by now."""

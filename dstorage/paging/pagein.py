@@ -32,6 +32,8 @@ from dstorage.uses import FOLD, Uses
 
 BATCH_BYTES = 8 * 2**20
 BATCH_CHUNKS = 64
+RECHECK_S = 0.05
+"""How often a page-in that waits for room looks whether there is still hope."""
 AHEAD_INLINE_BYTES = 2**18
 """What is larger and nobody waits for yet is not read on the loop, which would keep those waiting who do."""
 AGAIN_BYTES = 2**20
@@ -93,6 +95,9 @@ class PageIn:
         """Page -> the token of its present read; an answer that carries another token is out of date."""
         self._troubles: dict[Page, list[tuple[Record, DStorageError]]] = {}
         """Page -> the places that were tried in vain, and why; only while another of the chunk's places is tried."""
+        self._waiting: dict[Page, RoomRequest] = {}
+        """Pages whose read waits for room."""
+        self._watching = False
         self.bytes_read = 0
         self.chunks_read = 0
 
@@ -130,13 +135,18 @@ class PageIn:
             self._give_up(page, MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than {allowed}"))
         elif memory.hopeful or self._underway:
             token = self._underway[page] = object()
-            memory.wait(RoomRequest(size, False, lambda: self._room_granted(page, size, token)))
+            request = self._waiting[page] = RoomRequest(size, False, lambda: self._room_granted(page, size, token))
+            memory.wait(request)
+            if not self._watching:
+                self._watching = True
+                self._spawn(self._watch())
         else:
             self._give_up(page, MemoryUnavailable(f"no room for chunk {page.id} ({size} bytes)"))
 
     def abandon(self, page: Page) -> None:
         """Nobody wants the contents any more (deleted, replaced): whatever comes is dropped."""
         self._underway.pop(page, None)
+        self._waiting.pop(page, None)
         self._troubles.pop(page, None)
 
     # -- one read -----------------------------------------------------------------------------------------------------
@@ -163,12 +173,31 @@ class PageIn:
             )
         return controller
 
+    async def _watch(self) -> None:
+        """As long as pages wait for room: whether there is still hope, from a write or a read that is let go when it has come."""
+        memory = self._memory
+        try:
+            while self._waiting:
+                await asyncio.sleep(RECHECK_S)
+                if memory.sweep():
+                    memory.poke()
+                if memory.hopeful or any(isinstance(read, Record) for read in self._underway.values()):
+                    continue
+                for page, request in list(self._waiting.items()):
+                    if self._waiting.get(page) is request:
+                        del self._waiting[page], self._underway[page]
+                        memory.abandon(request)
+                        error = MemoryUnavailable(f"no room for chunk {page.id} ({request.size} bytes)")
+                        self._give_up(page, error)
+        finally:
+            self._watching = False
+
     def _room_granted(self, page: Page, size: int, token: object) -> None:
         """Room has come: but the chunk may have been moved, replaced or deleted while it waited."""
         if self._underway.get(page) is not token:
             self._memory.give_back(size)
             return
-        del self._underway[page]
+        del self._underway[page], self._waiting[page]
         # Not `give_back`: the room is meant for this page, `begin` takes it again at once.
         self._memory.used -= size
         self.begin(page)
