@@ -87,6 +87,7 @@ class Books:
         self.token = bytes(TOKEN_BYTES)
         """Of the session that committed last; zeros before the first commit."""
         self._plan: dict[int, int] = {}
+        keys: dict[bytes, bytes] = {}
         try:
             for number, raw in state.items():
                 if number == 0:
@@ -95,7 +96,8 @@ class Books:
                         raise ControllerError(f"the private state of controller {name!r} is of a newer version")
                     continue
                 live, stored, pieces, index_bytes, size, piece, id, key = _ENTRY.unpack(raw)
-                shape = Shape(stored, pieces, index_bytes, key, id, size, piece)
+                # One object for each key, and not one for each entry.
+                shape = Shape(stored, pieces, index_bytes, keys.setdefault(key, key), id, size, piece)
                 if not 0 < live <= stored or not 0 < number <= MAX_NUMBER or not shape.sane:
                     raise ValueError
                 self.entries[number] = Entry(shape, live, live)

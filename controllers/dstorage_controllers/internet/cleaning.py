@@ -106,16 +106,18 @@ class Cleaning:
         try:
             await asyncio.sleep(GATHER_S)
             while self._keys:
+                if not self._usable():
+                    await asyncio.sleep(RETRY_S)
+                    continue
                 keys = [self._keys.popleft() for _ in range(min(self._batch, len(self._keys)))]
                 try:
-                    if not self._usable():
-                        raise TimeoutError
                     await self._bucket.delete(keys)
-                    self._batch = min(DELETE_AT_ONCE, self._batch * 2)
                 except FAILURES:
                     self._keys.extendleft(keys)
                     # Servers that delete one after the other may need longer than the deadline for a thousand.
                     self._batch = max(1, self._batch // 4)
                     await asyncio.sleep(RETRY_S)
+                else:
+                    self._batch = min(DELETE_AT_ONCE, self._batch * 2)
         finally:
             self._task = None

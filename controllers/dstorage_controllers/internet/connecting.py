@@ -75,7 +75,7 @@ def _build(name: str, address: Address, settings: Settings, common: dict[str, An
         azure: dict[str, Any] = {} if settings["endpoint"] is None else {"endpoint": str(settings["endpoint"])}
         return AzureStore(address.bucket, **azure, **common)
     # Chunks carry their own seals: what obstore would sign would only be hashed once more.
-    s3: dict[str, Any] = {"unsigned_payload": True, "virtual_hosted_style_request": False}
+    s3: dict[str, Any] = {"unsigned_payload": True}
     for key in ("endpoint", "region"):
         if settings[key] is not None:
             s3[key] = str(settings[key])
