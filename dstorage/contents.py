@@ -83,12 +83,15 @@ class Contents:
             InvalidArgumentError: Too large, or no such controller.
             ReadOnlyError, ClosedError: The store takes no changes.
         """
+        if not isinstance(data, int):
+            # Looked at as long as this waits, a bytearray keeps its size.
+            data = memoryview(data)
         size, index = self._check_create(data, durable, controller)
-        if not self._memory.reserve(size, dirty=True):
-            await self._room.reserve(size, 0, wait)
         if self._table.full:
             await self._write_idle()
-        return self._create(data, durable, index, namespace)
+        if not self._memory.reserve(size, dirty=True):
+            await self._room.reserve(size, 0, wait)
+        return self._create(data, size, durable, index, namespace)
 
     async def _write_idle(self) -> None:
         """Too many handles: have some unreferenced dirty ones written, so that they can leave the table."""
@@ -105,7 +108,7 @@ class Contents:
         """
         size, index = self._check_create(data, durable, controller)
         self._room.reserve_nowait(size, 0)
-        return self._create(data, durable, index, namespace)
+        return self._create(data, size, durable, index, namespace)
 
     def _check_create(self, data: Buffer | int, durable: bool, controller: str | None) -> tuple[int, int | None]:
         self._store.check_writable()
@@ -121,8 +124,8 @@ class Contents:
             )
         return size, entry.index
 
-    def _create(self, data: Buffer | int, durable: bool, controller: int | None, namespace: int) -> Handle:
-        buffer = bytes(data) if isinstance(data, int) else _copy(data)
+    def _create(self, data: Buffer | int, size: int, durable: bool, controller: int | None, namespace: int) -> Handle:
+        buffer = self._copy(data, size)
         return self.adopt(buffer, durable=durable, controller=controller, namespace=namespace)
 
     def adopt(
@@ -162,12 +165,13 @@ class Contents:
 
     async def replace(self, handle: Handle, data: Buffer, wait: float | None) -> None:
         """Give a chunk other contents (for `Handle.replace`)."""
+        data = memoryview(data)
         size = self._check_replace(handle, data)
         handle.acquire()
         try:
             if not self._memory.reserve(size, dirty=True):
                 await self._room.reserve(size, handle.id, wait)
-            self.publish(handle, _copy(data))
+            self.publish(handle, self._copy(data, size))
         finally:
             handle.release()
 
@@ -175,7 +179,7 @@ class Contents:
         """`replace` without waiting (for `Handle.replace_nowait`)."""
         size = self._check_replace(handle, data)
         self._room.reserve_nowait(size, handle.id)
-        self.publish(handle, _copy(data))
+        self.publish(handle, self._copy(data, size))
 
     def _check_replace(self, handle: Handle, data: Buffer) -> int:
         self._store.check_writable()
@@ -215,6 +219,16 @@ class Contents:
             self._resolver.settle(handle)
             self._memory.settled(handle)
         self._writeback.dirtied()
+
+    def _copy(self, data: Buffer | int, size: int) -> bytes:
+        """A private copy, for which `size` bytes are reserved."""
+        try:
+            # `bytes(data)` would be `data` itself where it is bytes, and the program's to keep.
+            return bytes(data if isinstance(data, int) else memoryview(data))
+        except MemoryError:
+            # The machine has less than the budget allows.
+            self.drop_reserved(size)
+            raise
 
     def drop_reserved(self, size: int) -> None:
         """Give back what was reserved for contents that will not come."""
@@ -273,8 +287,3 @@ class Contents:
 
         self._writeback.submit(handle, handle.buffer, done)
         await written
-
-
-def _copy(data: Buffer) -> bytes:
-    """A private copy; `bytes(data)` would be `data` itself where it is bytes, and the program's to keep."""
-    return bytes(memoryview(data))

@@ -16,6 +16,7 @@ from turns import settle
 import dstorage
 from dstorage import (
     ClosedError,
+    ControllerUnavailable,
     InvalidArgumentError,
     Lost,
     MemoryUnavailable,
@@ -141,7 +142,7 @@ async def test_what_is_answered_while_closing_is_in_the_last_commit(tmp_path, me
     (edited,) = await fill(store, 1)
     handle = store.handle(edited)
     edit = handle.edit()
-    buffer = await edit.__aenter__()
+    await edit.__aenter__()
     producer = asyncio.create_task(produce())
     await settle()
     closing = asyncio.create_task(store.close())
@@ -150,7 +151,6 @@ async def test_what_is_answered_while_closing_is_in_the_last_commit(tmp_path, me
         await edit.__aexit__(None, None, None)
     handle.release()
     assert refused
-    assert len(buffer) == 1000
     memory.write_gate.set()
     await asyncio.gather(closing, producer)
     async with opening(tmp_path, memory) as store:
@@ -549,6 +549,33 @@ async def test_limits_on_handles(tmp_path, memory):
             handle.release()
         async with store.handle(ids[10]):
             pass
+
+
+async def test_a_create_that_fails_leaves_its_room(tmp_path, memory):
+    async with opening(tmp_path, memory, max_handles=4) as store:
+        ids = await fill(store, 4)
+        used = store.stats().used
+        memory.write_error = ControllerUnavailable("not now")
+        with pytest.raises(TemporarilyUnavailable):
+            await store.create(bytes(1000))
+        assert (store.stats().used, store.stats().dirty) == (used, used)
+        memory.write_error = None
+        ids += await fill(store, 1)
+        assert len(set(ids)) == 5
+
+
+async def test_what_is_being_stored_keeps_its_size_while_the_call_waits_for_room(store):
+    data = bytearray(1000)
+    full = [await store.create(bytes(2**17)) for _ in range(4)]
+    creating = asyncio.create_task(store.create(data, wait=5))
+    await asyncio.sleep(0)
+    with pytest.raises(BufferError):
+        data += bytes(1000)
+    with await creating as handle:
+        assert handle.size == 1000
+    data += b"free again"
+    for other in full:
+        other.release()
 
 
 async def test_one_pass_over_everything_does_not_flush_the_hot_set(tmp_path, memory):
