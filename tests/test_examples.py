@@ -58,6 +58,17 @@ def test_callbacks_are_told_every_status(tmp_path):
         assert status in out, out
 
 
+def test_a_web_server_resizes_each_picture_once_and_keeps_more_than_its_memory(tmp_path):
+    out = run("web_cache.py", "demo", "--pictures", 20, "--requests", 300, "--budget", "1M", cwd=tmp_path)
+    served, resized, different = map(
+        int, re.search(r"(\d+) pictures served, (\d+) resized \((\d+) different", out).groups()
+    )
+    assert served == 300
+    assert resized == different
+    assert "not there: {404}" in out
+    assert float(re.search(r"the cache holds ([\d.]+) MiB with a budget of 1M", out)[1]) > 3
+
+
 @pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_examples_say_how_they_are_run(example):
     assert f"python examples/{example}" in (EXAMPLES / example).read_text().split('"""')[1]
