@@ -13,7 +13,6 @@ python benchmarks/dask_spill.py [--size tiny|full] [--repeat N] [--json FILE]
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import resource
@@ -28,6 +27,7 @@ from typing import Any
 
 import dask
 import numpy as np
+from charts import Chart, keep
 from distributed import Client, LocalCluster
 from distributed.spill import SpillBuffer as DistributedSpillBuffer
 from environment import describe
@@ -195,10 +195,11 @@ def main() -> None:
                 workers[what][name].append(seconds)
     show("Buffers by themselves, MB/s", buffers, "ratio (more is better)")
     show("In a worker, seconds", workers, "ratio (less is better)")
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"environment": environment, "buffers": buffers, "workers": workers}, indent=1)
-        )
+    charts = [
+        Chart("Spill buffers by themselves (higher is better)", "MB/s", dict(buffers)),
+        Chart("In a worker of dask.distributed (lower is better)", "seconds", dict(workers)),
+    ]
+    keep(arguments.json, environment, charts)
 
 
 if __name__ == "__main__":

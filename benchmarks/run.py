@@ -29,6 +29,7 @@ FULL: dict[str, list[list[str]]] = {
     "blocking": [[]],
     "cache": [[]],
     "heat": [[]],
+    "dask_spill": [[]],
     "persistent_data": [[]],
     "lan": [[]],
     "internet": [[]],
