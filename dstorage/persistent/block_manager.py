@@ -89,6 +89,7 @@ class BlockManager:
         self.read_only = read_only
         self.nr_blocks = device.size // BLOCK_BYTES
         self._limit = cache_blocks
+        self._writes = 0
         self._mutex = threading.RLock()
         self._locks = BlockLocks(self._mutex)
         # In the order in which they are to leave; one that was used since it was looked at last gets a second round.
@@ -253,6 +254,23 @@ class BlockManager:
         if end > first:
             self.device.will_need((end - first) * BLOCK_BYTES, first * BLOCK_BYTES)
 
+    def fetch(self, number: int, validator: Validator) -> None:
+        """Have a block in memory; other threads may use the manager while it is being read.
+
+        Raises:
+            DamagedMetadataError: It is not what the validator expects, or outside of the device.
+            OSError: The device failed.
+        """
+        with self._mutex:
+            if number in self._buffers:
+                return
+            writes = self._writes
+        buffer = self._read(number, validator)
+        with self._mutex:
+            # If anything was written meanwhile, what was read may be older than that.
+            if number not in self._buffers and self._writes == writes:
+                self._keep(buffer)
+
     # -- the device ---------------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
@@ -309,6 +327,9 @@ class BlockManager:
             self._check_kind(buffer, validator)
             buffer.is_used = True
             return buffer
+        return self._keep(self._read(number, validator))
+
+    def _read(self, number: int, validator: Validator) -> _Buffer:
         if not 0 <= number < self.nr_blocks:
             raise self.damaged(validator, number, f"outside of the device, which has {self.nr_blocks} blocks")
         data = self.device.pread(BLOCK_BYTES, number * BLOCK_BYTES)
@@ -317,7 +338,7 @@ class BlockManager:
         problem = validator.problem(data, number)
         if problem is not None:
             raise self.damaged(validator, number, problem)
-        return self._keep(_Buffer(number, validator, bytearray(data)))
+        return _Buffer(number, validator, bytearray(data))
 
     def _check_kind(self, buffer: _Buffer, validator: Validator) -> None:
         if buffer.validator is not validator:
@@ -352,6 +373,7 @@ class BlockManager:
 
     def _write(self, buffers: list[_Buffer]) -> None:
         """Seal and write blocks in ascending order, neighbours in one call."""
+        self._writes += 1
         start = 0
         for place, buffer in enumerate(buffers, 1):
             buffer.validator.seal(buffer.data, buffer.number)

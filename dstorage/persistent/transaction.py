@@ -292,7 +292,7 @@ class Clone:
         missed, self._missed = self._missed, []
         self._manager.prefetch(sorted({number for number, _ in missed}))
         for number, validator in missed:
-            self._manager.unlock(self._manager.read_lock(number, validator))
+            self._manager.fetch(number, validator)
 
     def _refuse(self, *_: Any) -> NoReturn:
         """Not for a view that only reads.

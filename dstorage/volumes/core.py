@@ -273,4 +273,6 @@ class PoolCore:
                 )
 
     def _watch_space(self) -> None:
-        self._space.look(self.metadata.free_data_blocks, self.metadata.free_metadata_blocks, self.loop.call_soon)
+        # Some changes are made in a thread.
+        tell = self.loop.call_soon_threadsafe
+        self._space.look(self.metadata.free_data_blocks, self.metadata.free_metadata_blocks, tell)

@@ -197,6 +197,24 @@ class ThinMetadata(PoolTransaction):
         for run in runs_of(self.mappings(id, first, end)):
             yield run, run.time < snapshotted
 
+    def touch(self, id: int, first: int, end: int) -> None:
+        """Go to the mappings of a device from `first` to before `end` without waiting for anything.
+
+        Raises:
+            WouldBlockError: Something on the way is not in memory: have it fetched by `fetch_missed`, and try again.
+        """
+        for _ in self._looking.items_u64(self._superblock.mapping_root, id, first=first, end=end):
+            pass
+
+    def fetch_missed(self) -> None:
+        """Read into memory what `touch` missed. This may be called while another thread uses the metadata.
+
+        Raises:
+            DamagedMetadataError: Something is damaged.
+            OSError: The device failed.
+        """
+        self._clone.fetch_missed()
+
     def lookup(self, id: int, block: int) -> int | None:
         """The packed mapping of a device's virtual block, or None.
 

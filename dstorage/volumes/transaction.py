@@ -18,11 +18,12 @@ from typing import Self
 from dstorage.errors import ClosedError, InvalidArgumentError, UsageError
 from dstorage.persistent.block_file import BlockDevice, BlockFile
 from dstorage.persistent.block_manager import BLOCK_BYTES, CACHE_BLOCKS, BlockManager
+from dstorage.persistent.btree import BTree
 from dstorage.persistent.errors import DamagedMetadataError, SpaceMapFullError
 from dstorage.persistent.space_map_common import MapRoot
 from dstorage.persistent.space_map_disk import DiskSpaceMap
 from dstorage.persistent.space_map_metadata import MAX_METADATA_BLOCKS
-from dstorage.persistent.transaction import TransactionManager
+from dstorage.persistent.transaction import Clone, TransactionManager
 from dstorage.volumes.errors import (
     NotAPoolError,
     PoolFullError,
@@ -61,6 +62,8 @@ class PoolTransaction:
     _tm: TransactionManager
     _data: DiskSpaceMap
     _trees: ThinTrees
+    _clone: Clone
+    _looking: BTree
 
     def __init__(
         self,
@@ -298,6 +301,8 @@ class PoolTransaction:
         self._tm = tm
         self._data = data
         self._trees = ThinTrees(tm, data)
+        self._clone = tm.clone()
+        self._looking = BTree(self._clone, levels=2)
         self._details.clear()
         self.changed = False
 

@@ -17,9 +17,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from dstorage.errors import ClosedError, InvalidArgumentError
+from dstorage.persistent.errors import WouldBlockError
 from dstorage.volumes.device import Buffer, check_range
 from dstorage.volumes.errors import PoolFullError
 from dstorage.volumes.file import VolumeFile
+from dstorage.volumes.finish import in_thread
 from dstorage.volumes.records import MAX_VIRTUAL_BLOCK, TIME_BITS, pack_mapping, unpack_mapping
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ BATCH_BLOCKS = 256
 """Blocks that one step of a write maps at most, so that its need of metadata is bounded."""
 COPY_BYTES = 2**20
 """Zeroed or copied at a time."""
+FETCHES = 64
+"""Metadata blocks that one request waits for, one after the other, before it looks mappings up."""
+LARGE_DISCARD = 4096
+"""Blocks; unmapping more is done in a thread, while nothing else uses the pool."""
 PARALLEL = 8
 """Operations of one request on the data device at a time."""
 
@@ -108,6 +114,8 @@ class Volume:
         length = max(0, min(length, self.size - offset))
         async with self._pool.gate:
             self._check_open()
+            if length:
+                await self._fetch(offset // self._block, (offset + length - 1) // self._block)
             pieces = list(self._pieces(offset, length))
             data = self._pool.data
             if len(pieces) == 1 and pieces[0].data != HOLE:
@@ -120,6 +128,22 @@ class Volume:
 
             await _all(fill(piece) for piece in pieces if piece.data != HOLE)
             return result
+
+    async def _fetch(self, first: int, last: int) -> None:
+        """Have what leads to the mappings of these blocks in memory, so that looking them up does not hold up the loop.
+
+        A hint: what has left the memory again when they are looked up is read then.
+        """
+        if first in self._mappings and last in self._mappings:
+            return
+        for _ in range(FETCHES):
+            try:
+                self._metadata.touch(self.id, first, min(last + READ_AHEAD, MAX_VIRTUAL_BLOCK))
+            except WouldBlockError:
+                await in_thread(self._metadata.fetch_missed)
+                self._check_open()
+            else:
+                return
 
     def _pieces(self, offset: int, length: int) -> Iterator[Piece]:
         """Where the bytes of a request are, neighbours on the data device joined."""
@@ -190,6 +214,7 @@ class Volume:
             self._check_open()
             self._pool.check_changeable()
             first, last = offset // self._block, (offset + len(view) - 1) // self._block
+            await self._fetch(first, last)
             await self._settled(first, last)
             snapshotted = self._metadata.snapshotted_time(self.id)
             fresh: dict[int, int] = {}
@@ -302,13 +327,17 @@ class Volume:
         end = offset + length
         first = -(-offset // self._block)
         last = -(-end // self._block) if end == self.size else end // self._block
-        async with self._pool.gate:
+        large = last - first > LARGE_DISCARD
+        async with self._pool.gate.alone if large else self._pool.gate:
             self._check_open()
             self._pool.check_changeable()
-            if first < last:
+            if large:
+                await in_thread(lambda: self._pool.unmap(self.id, first, last))
+            elif first < last:
+                await self._fetch(first, last - 1)
                 await self._settled(first, last - 1)
                 self._pool.unmap(self.id, first, last)
-                self.forget(first, last)
+            self.forget(first, last)
 
     async def flush(self) -> None:
         """Make durable what was written so far, here and in the whole pool.

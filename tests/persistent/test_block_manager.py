@@ -222,6 +222,41 @@ def test_prefetching_asks_for_runs_that_are_not_in_memory(device, manager):
     assert device.wanted == [(2 * 4096, 3 * 4096), (4096, 6 * 4096), (4096, 9 * 4096)]
 
 
+def test_a_fetched_block_is_read_while_others_use_the_manager(device, manager):
+    for number in (5, 6):
+        write(manager, number, b"old.")
+    manager.flush()
+    manager.drop()
+    real, begun, go_on = device.pread, threading.Event(), threading.Event()
+
+    def slow(length, offset):
+        data = real(length, offset)
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            assert go_on.wait(10)
+        return data
+
+    device.pread = slow
+    with ThreadPoolExecutor(1) as threads:
+        fetched = threads.submit(manager.fetch, 5, KIND)
+        assert begun.wait(10)
+        write(manager, 5, b"new.")
+        manager.flush()
+        manager.drop()
+        go_on.set()
+        fetched.result(10)
+        # What was read is older than what was written meanwhile.
+        assert not len(manager)
+        assert manager.peek(5, KIND, body) == b"new."
+        threads.submit(manager.fetch, 6, KIND).result(10)
+        device.reads = 0
+        assert manager.peek(6, KIND, body) == b"old."
+        threads.submit(manager.fetch, 6, KIND).result(10)
+        assert not device.reads
+        with pytest.raises(DamagedMetadataError):
+            threads.submit(manager.fetch, 99, KIND).result(10)
+
+
 def test_a_grown_device_has_more_blocks(device, manager):
     manager.grow(80)
     assert manager.nr_blocks == 80

@@ -6,12 +6,15 @@ import asyncio
 import io
 import os
 import random
+import threading
 
 import pytest
 from memory_data import MemoryData
 
 from dstorage.errors import ClosedError, InvalidArgumentError, UsageError
+from dstorage.persistent.block_file import BlockFile
 from dstorage.volumes.check import check
+from dstorage.volumes.metadata import ThinMetadata
 from dstorage.volumes.pool import ThinPool
 
 BLOCK = 65536
@@ -172,6 +175,41 @@ async def test_a_device_cut_short_is_told(pool, volume):
     with pytest.raises(OSError, match="cut short"):
         await volume.pread(BLOCK, 0)
     pool.data.bytes += bytes(64 * BLOCK - 100)
+
+
+async def test_a_large_discard_leaves_what_is_outside(pool):
+    volume = await pool.volume(1, size=2**40)
+    await volume.pwrite(b"x" * 3 * BLOCK, 0)
+    await volume.pwrite(b"y" * BLOCK, 2**39)
+    await volume.discard(BLOCK, 2**39 - BLOCK)
+    assert bytes(await volume.pread(2, 2**39 - 1)) == b"\0y"
+    assert bytes(await volume.pread(3 * BLOCK, 0)) == b"x" * BLOCK + bytes(2 * BLOCK)
+    assert (await pool.device(1)).mapped_blocks == 2
+
+
+async def test_metadata_that_are_not_in_memory_are_fetched_in_a_thread(tmp_path, monkeypatch):
+    path, data = tmp_path / "metadata", MemoryData(4000 * BLOCK)
+    with ThinMetadata.create(path, metadata_bytes=2**21, block_bytes=BLOCK, nr_data_blocks=4000) as metadata:
+        metadata.create_device(1)
+        metadata.map(1, dict(enumerate(metadata.allocate(4000))))
+        metadata.commit()
+    async with await ThinPool.open(path, data, commit_interval=None) as pool:
+        volume = await pool.volume(1, size=4000 * BLOCK)
+        here = threading.get_ident()
+        threads = []
+        real = BlockFile.pread
+
+        def pread(file, length, offset):
+            threads.append(threading.get_ident())
+            return real(file, length, offset)
+
+        monkeypatch.setattr(BlockFile, "pread", pread)
+        await volume.pread(1, 3000 * BLOCK)
+        await volume.pwrite(b"x", 1000 * BLOCK)
+        await volume.discard(2000 * BLOCK, BLOCK)
+        assert threads
+        assert here not in threads
+    assert check(path).problems == []
 
 
 # -- files
