@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from dstorage_controllers.internet import InternetController
-from dstorage_controllers.internet.bucket import Fault, fault_of, said
+from dstorage_controllers.internet.bucket import Fault, fault_of, refusal, said
 from dstorage_controllers.internet.hedging import BURST, ENOUGH, Hedging
 from dstorage_controllers.internet.layout import (
     AES,
@@ -216,6 +216,11 @@ def test_what_an_error_says_holds_no_query():
 )
 def test_what_a_server_says_is_understood(text, fault):
     assert fault_of(GenericError(text)) is fault
+
+
+def test_missing_credentials_are_called_that():
+    error = GenericError("Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 1ms - 403")
+    assert "no credentials for the bucket of 'cloud'" in str(refusal("cloud", error))
 
 
 # -- any order -----------------------------------------------------------------------------------------------------------

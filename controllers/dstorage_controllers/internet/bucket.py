@@ -43,6 +43,8 @@ _NO_BUCKET_SAID = "there is no such bucket; create it, or correct url and endpoi
 _FULL = re.compile(
     r"status code: 507|InsufficientStorage|QuotaExceeded|Quota[ -]?Exceed|exceeded your.*quota|No space left", re.I
 )
+# Where obstore looks for credentials last: the services that clouds' machines ask for their own.
+_NO_CREDENTIALS = re.compile(r"/latest/api/token|computeMetadata|/metadata/identity")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|The specified bucket", re.I)
 _BEYOND = re.compile(r"status code: 416|Invalid ?range|Requested range was invalid|Wanted range starting at", re.I)
 
@@ -247,6 +249,10 @@ def refusal(name: str, error: BaseException) -> ControllerError:
         return ControllerFull(f"the bucket of {name!r} has no more room: {said(error)}")
     if isinstance(error, TimeoutError):
         return ControllerUnavailable(f"the bucket of {name!r} did not answer in time")
+    if _NO_CREDENTIALS.search(str(error).partition("\n")[0]):
+        return ControllerUnavailable(
+            f"no credentials for the bucket of {name!r} in the environment or in a profile, and this machine has none of its own"
+        )
     return ControllerUnavailable(f"the bucket of {name!r} cannot be used now: {said(error)}")
 
 
