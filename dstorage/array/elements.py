@@ -124,10 +124,10 @@ class Elements:
     async def _copy(self, selection: Selection, other: Elements) -> None:
         if other._tiles.root == self._tiles.root and other._access.store is self._access.store:
             raise InvalidArgumentError(f"array {self.name!r} to itself: read() the part to be moved first")
-        if other.shape != selection.raw_shape or other.shape != selection.shape:
+        if other.shape != selection.shape or not selection.plain:
             raise InvalidArgumentError(
-                f"array {other.name!r} of shape {other.shape} where {selection.shape} is selected: paged arrays are "
-                "not broadcast, dropped axes or reversed; read() it"
+                f"array {other.name!r} of shape {other.shape} where {selection.shape} is selected: to be copied tile by tile, "
+                "shapes must be the same, with no axis dropped, added or reversed; read() it"
             )
         async for piece in self._ahead(selection.pieces(), lambda p: (), self._layout.tile_bytes):
             await self._write_piece(piece, selection.whole(piece), await other.view(piece.raw))

@@ -214,11 +214,12 @@ class PagedArray:
         return self.shape[0]
 
     def __iter__(self) -> Iterator[Any]:
-        """Along the first axis, as numpy's; each item read-only."""
+        """Along the first axis, as numpy's; each item is the program's own."""
         if not self.shape:
             raise TypeError("iteration over an array without axes")
         for band in self.bands():
-            yield from band.data
+            for row in band.data:
+                yield row.copy()
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """All of it, in memory of the program's own."""

@@ -104,6 +104,11 @@ class Selection:
         """Slices with known ends that lie within the array."""
         return cls(tuple(extent), layout)
 
+    @property
+    def plain(self) -> bool:
+        """Whether result and raw are the same: no axis dropped, added or reversed."""
+        return self.shape == self.raw_shape and not any(axis.dropped or axis.reversed for axis in self._axes)
+
     def result(self, raw: Array) -> Array:
         """Raw as the program sees it; a view, also of a single element."""
         view: Array = raw[(*self._to_result, ...)]

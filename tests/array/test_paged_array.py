@@ -237,6 +237,8 @@ def test_one_paged_array_is_copied_into_another_tile_by_tile(store):
     np.testing.assert_array_equal(two[5:65], model.astype("f4"))
     with pytest.raises(dstorage.InvalidArgumentError, match=r"shape \(60, 50\) where \(60,\)"):
         two[5:65, 0] = one
+    with pytest.raises(dstorage.InvalidArgumentError, match="reversed"):
+        two[64:4:-1] = one
     with pytest.raises(dstorage.InvalidArgumentError, match="to itself"):
         one[...] = PagedArray.open(store, "one")
 
@@ -253,7 +255,10 @@ def test_numpy_functions_take_it_for_an_array(store):
     out = np.empty(4)
     assert np.max(array, axis=0, out=out) is out
     assert len(array) == 3
-    np.testing.assert_array_equal(list(array), list(model))
+    rows = list(array)
+    np.testing.assert_array_equal(rows, list(model))
+    rows[0][0] = 99
+    assert array[0, 0] == 0
     with pytest.raises(ValueError, match="copy"):
         np.asarray(array, copy=False)
 
