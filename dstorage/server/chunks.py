@@ -10,7 +10,7 @@ import contextlib
 import struct
 from typing import Self
 
-from dstorage.errors import Lost
+from dstorage.errors import Lost, MemoryUnavailable, TemporarilyUnavailable
 from dstorage.handle import Handle, Status
 from dstorage.store import Store
 
@@ -57,6 +57,12 @@ class Chunks:
             if handle.buffer is None:
                 raise Absent(id)
         return handle
+
+    def bring(self, id: int) -> bool:
+        """Ask for the contents of a chunk; True if they came at once."""
+        with self.store.table.get(id) as handle:
+            handle.resolve()
+            return handle.buffer is not None
 
     def lost(self, id: int) -> bool:
         """Whether it is known that the contents are gone for ever."""
@@ -116,6 +122,18 @@ class Chunks:
             self.delete(id)
 
 
+async def fetch(handle: Handle, seconds: float) -> memoryview:
+    """The contents of a chunk, waiting `seconds` for a controller or for room; cheaper than `Handle.get` when they come at once.
+
+    Raises:
+        TemporarilyUnavailable, Lost, MemoryUnavailable: They cannot be had.
+    """
+    try:
+        return await handle
+    except (TemporarilyUnavailable, MemoryUnavailable):
+        return await handle.get(wait=seconds)
+
+
 class Patience:
     """Overcomes what kept one piece of work from being done; use it with ``with``: what was waited for stays until the end.
 
@@ -152,9 +170,10 @@ class Patience:
         elif obstacle.id in self._lost:
             raise self._lost[obstacle.id]
         else:
-            self._held.append(store.table.get(obstacle.id))
+            handle = store.table.get(obstacle.id)
+            self._held.append(handle)
             try:
-                await self._held[-1].get(wait=self._seconds)
+                await fetch(handle, self._seconds)
             except Lost as failure:
                 # Now that this is known, what only removes it can be done.
                 self._lost[obstacle.id] = failure

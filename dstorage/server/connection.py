@@ -200,7 +200,7 @@ class Connection(asyncio.BufferedProtocol):
             except (Absent, NoRoom) as obstacle:
                 del out[mark:]
                 assert command is not None
-                later = self._again(command, args, obstacle)
+                later = self._obstructed(command, args, obstacle)
             except Exception as failure:
                 del out[mark:]
                 later = None
@@ -258,10 +258,7 @@ class Connection(asyncio.BufferedProtocol):
             raise CommandError(command.wrong_arity)
         if isinstance(args, LargeCommand):
             return self._long(command, args)
-        try:
-            return command.run(self, args)
-        except (Absent, NoRoom) as obstacle:
-            return self._again(command, args, obstacle)
+        return self._attempt(command, args)
 
     def _unknown(self, name: bytes, args: list[Any]) -> str:
         if name in self.server.table:
@@ -273,8 +270,28 @@ class Connection(asyncio.BufferedProtocol):
                 some += f"'{_shown(arg, 128 - len(some))}' "
         return f"ERR unknown command '{shown}', with args beginning with: {some}"
 
-    async def _again(self, command: Command, args: list[Any], obstacle: Absent | NoRoom) -> None:
-        await self.patiently(lambda: command.run(self, args), obstacle)
+    def _attempt(self, command: Command, args: list[Any]) -> Work | None:
+        mark = len(self.out)
+        try:
+            return command.run(self, args)
+        except (Absent, NoRoom) as obstacle:
+            del self.out[mark:]
+            return self._obstructed(command, args, obstacle)
+
+    def _obstructed(self, command: Command, args: list[Any], obstacle: Absent | NoRoom) -> Work | None:
+        """A command met an obstacle: a chunk that its controller has at hand comes at once, anything else needs a task."""
+        mark = len(self.out)
+        try:
+            if isinstance(obstacle, Absent) and self.server.chunks.bring(obstacle.id):
+                return command.run(self, args)
+        except (Absent, NoRoom) as another:
+            del self.out[mark:]
+            obstacle = another
+        except Exception as failure:
+            del self.out[mark:]
+            self.refuse(failure)
+            return None
+        return self.patiently(lambda: command.run(self, args), obstacle)
 
     async def patiently(self, run: Callable[[], Work | None], obstacle: Absent | NoRoom | None = None) -> None:
         """Do what may find a chunk absent or no room, after the obstacle met already.
@@ -318,10 +335,7 @@ class Connection(asyncio.BufferedProtocol):
         if uploads:
             return self._upload(command, args, plain, uploads[0])
         self._forget(args)
-        try:
-            return command.run(self, plain)
-        except (Absent, NoRoom) as obstacle:
-            return self._again(command, plain, obstacle)
+        return self._attempt(command, plain)
 
     async def _upload(self, command: Command, args: LargeCommand, plain: list[Any], upload: Upload) -> None:
         try:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from dstorage.errors import CorruptData, DStorageError
-from dstorage.server.chunks import Chunks
+from dstorage.server.chunks import Chunks, fetch
 
 _HEAD = struct.Struct("<4sIQ")
 _MAGIC = b"dsv1"
@@ -204,7 +204,7 @@ class Reading:
             if ids[number]:
                 handle = store.table.get(ids[number])
                 try:
-                    data = await handle.get(wait=PATIENCE_S)
+                    data = await fetch(handle, PATIENCE_S)
                     have = min(len(data), end)
                     if begin < have:
                         yield data[begin:have]
