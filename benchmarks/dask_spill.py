@@ -7,7 +7,7 @@ take turns, so that what else the machine does meets both.
 
 dstorage's store is part of the target here (a quarter), distributed's files are in the system's page cache, which is nobody's.
 
-python benchmarks/dask_spill.py [--size tiny|full] [--repeat N] [--json FILE]
+python benchmarks/dask_spill.py [--size tiny|medium|full] [--repeat N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(4 * MIB, (64 * KIB, MIB), 16 * MIB, 32, MIB),
+    "medium": Size(64 * MIB, (64 * KIB, MIB, 8 * MIB), 96 * MIB, 48, 8 * MIB),
     "full": Size(256 * MIB, (8 * KIB, 64 * KIB, MIB, 8 * MIB, 32 * MIB), 256 * MIB, 128, 8 * MIB),
 }
 

@@ -36,6 +36,8 @@ PIECES_IN_BUDGET = 8
 """A larger one is cut into pieces of this share, and joined when it is read."""
 JOINED_IN_BUDGET = 4
 """A value of at most this share of the budget is in memory as a whole when it is joined."""
+DIRTY_SHARE = 0.75
+"""What is wanted back before it was written costs the disk nothing: so more of the budget may be dirty than in other stores."""
 WAIT_S = 60.0
 """How long a read waits for room in memory or for a controller that is away."""
 STALLED_S = 0.5
@@ -73,7 +75,12 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
         path = tempfile.mkdtemp(prefix="dstorage-", dir=directory)
         try:
             # Nothing is durable here, and so there is nothing to commit.
-            settings: dict[str, Any] = {"commit_interval": None, "tiering": False, **options}
+            settings: dict[str, Any] = {
+                "commit_interval": None,
+                "tiering": False,
+                "dirty_share": DIRTY_SHARE,
+                **options,
+            }
             self._store = blocking.open(path, budget=whole - self._gather_bytes, **settings)
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
