@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from dstorage.errors import InvalidArgumentError, UsageError
 from dstorage.persistent.block_manager import BLOCK_BYTES
-from dstorage.persistent.errors import DamagedMetadataError
+from dstorage.persistent.errors import DamagedMetadataError, SpaceMapFullError
 from dstorage.volumes.errors import (
     DeviceBusyError,
     DeviceExistsError,
@@ -247,8 +247,16 @@ class ThinMetadata(PoolTransaction):
                 "delete and commit, or grow the pool",
                 kind="data",
             )
+        taken: list[int] = []
         with self._changing():
-            return [self._data.allocate() for _ in range(count)]
+            try:
+                for _ in range(count):
+                    taken.append(self._data.allocate())  # noqa: PERF401  # known when it raises half way
+            except SpaceMapFullError:
+                # Only if the map's total is wrong.
+                self._data.release(taken)
+                raise
+        return taken
 
     def release(self, places: Iterable[int]) -> None:
         """Give data blocks back that were allocated and not mapped."""

@@ -30,6 +30,7 @@ from dstorage.volumes.errors import (
     PoolFullError,
     PoolReadOnlyError,
 )
+from dstorage.volumes.layout import SUPERBLOCK_SALT, seal
 from dstorage.volumes.metadata import ThinMetadata
 from dstorage.volumes.records import unpack_mapping
 
@@ -226,6 +227,29 @@ def test_allocated_and_released_blocks_leave_no_trace(pool, path):
     assert pool.free_data_blocks == 20_000
     pool.commit()
     assert sound(path).data_blocks == 0
+
+
+def test_a_total_that_is_too_low_costs_no_block(pool, path):
+    """Some program wrote it wrong: more seems to be free than is."""
+    pool.create_device(1)
+    fill(pool, 1, range(19_990))
+    pool.commit()
+    pool.close()
+    content = bytearray(path.read_bytes())
+    block = content[:4096]
+    block[72:80] = (19_000).to_bytes(8, "little")
+    content[:4096] = seal(block, 0, SUPERBLOCK_SALT)
+    path.write_bytes(content)
+    with ThinMetadata.open(path) as again:
+        with pytest.raises(PoolFullError):
+            again.allocate(100)
+        assert len(again.allocate(10)) == 10
+        again.abort()
+        with pytest.raises(PoolFullError):
+            again.allocate(100)
+        again.commit()
+    thin_check(path)
+    assert check(path).sound
 
 
 # -- transactions
