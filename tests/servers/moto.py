@@ -15,6 +15,9 @@ from servers.s3 import make_bucket
 BUCKET = "chunks"
 ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing-secret", "AWS_REGION": "us-east-1"}
 
+# Servers are not what coverage is measured of, and are slow enough.
+PYTHON = ["env", "-u", "COVERAGE_PROCESS_CONFIG", "-u", "COVERAGE_PROCESS_START", sys.executable, "-P", "-W", "ignore"]
+
 
 def need_module(module: str, how: str) -> None:
     """Skip the test (with CI=true: fail it) unless a module can be imported."""
@@ -40,7 +43,7 @@ class MotoServer(ServerProcess):
         need_module("moto.server", "pip install 'moto[s3,server]'")
         directory.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
-        command = [sys.executable, "-P", "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        command = [*PYTHON, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
         self._bucket = bucket
         super().__init__([*command, *arguments], ready=lambda: accepts(self.port), log=directory / "log")
 

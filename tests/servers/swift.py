@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from servers.moto import need_module
+from servers.moto import PYTHON, need_module
 from servers.process import ServerProcess, accepts, free_port, need
 from servers.s3 import make_bucket
 
@@ -106,9 +106,7 @@ class SwiftServer:
         cache, *ports, self.port = (free_port() for _ in range(len(_KINDS) + 2))
         (self.etc / "swift.conf").write_text(_SWIFT)
         rings = [f"{kind}:{port}" for kind, port in zip(_KINDS, ports, strict=True)]
-        subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _RINGS, str(self.etc), *rings], check=True, cwd=self.etc, timeout=60
-        )
+        subprocess.run([*PYTHON, "-c", _RINGS, str(self.etc), *rings], check=True, cwd=self.etc, timeout=60)
         common = {"etc": self.etc, "node": directory / "node", "user": getpass.getuser()}
         self._back = [
             ServerProcess(
@@ -159,4 +157,4 @@ class SwiftServer:
 
 def _script(name: str) -> Sequence[str]:
     path = Path(sys.executable).parent / name
-    return [sys.executable, "-W", "ignore", str(path if path.exists() else shutil.which(name))]
+    return [*PYTHON, str(path if path.exists() else shutil.which(name))]
