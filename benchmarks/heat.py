@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import signal
 import statistics
 import tempfile
 import time
@@ -216,7 +217,7 @@ def run_dask(folder: Path, setting: Setting, begin: Begin) -> tuple[float, float
     import zarr
 
     da: Any = dask.array  # It has no types.
-    shape, chunks = (setting.side, setting.side), (setting.rows * 4, setting.side)
+    shape, chunks = (setting.side, setting.side), (setting.rows, setting.side)
     fields: list[Any] = [
         zarr.create_array(str(folder / name), shape=shape, chunks=chunks, dtype="f8", compressors=None) for name in "ab"
     ]
@@ -294,6 +295,8 @@ def measure(name: str, setting: Setting) -> dict[str, float]:
         shutil.rmtree(folder, ignore_errors=True)
         if cgroup is not None:
             cgroup.rmdir()
+    if answer is None and process.exitcode == -signal.SIGKILL and cgroup is not None:
+        raise RuntimeError("killed: needs more memory than the control group has")
     if answer is None:
         raise RuntimeError(f"ended with exit code {process.exitcode}")
     if answer[0] == "missing":
