@@ -5,8 +5,8 @@ Tables: ``records`` (id -> 32-byte record), ``copies`` (id -> records of further
 LMDB transaction, durable when it returns. So a crash leaves either all of a commit or nothing of it.
 
 Reads go through one standing read transaction that is begun anew after each commit: a lookup costs about a microsecond and
-may touch a page of the map that is not in memory. All methods but `apply` belong to the store's event loop; `apply` and
-`superseded` are for one writer thread and may run beside reads.
+may touch a page of the map that is not in memory. All methods but `superseded` and those that write belong to the store's
+event loop; these are for one writer thread and may run beside reads, which see what was written after the next `refresh`.
 """
 
 from __future__ import annotations
@@ -294,17 +294,24 @@ class Catalog:
         """Grow the map, if need be, so that a commit of so many entries fits. Not while `apply` runs.
 
         A copy-on-write B-tree touches at worst a path of pages per entry; the factor leaves room for that, and for
-        the pages of the commits before that readers still hold.
+        the pages of the commits before that readers still hold. It is an estimate: where `apply` says `lmdb.MapFullError` all the
+        same, `grow`.
         """
+        # A reader of another process that was killed would keep the pages of its commit for ever.
+        self._env.reader_check()
         info = self._env.info()
         page = self._env.stat()["psize"]
         need = entries * 4 * page if entries < 4096 else entries * 512 + 4096 * 4 * page
         used = (info["last_pgno"] + 1) * page
         size = info["map_size"]
         if used + need + FIRST_MAP_BYTES // 4 > size:
-            self._grow(max(size * 2, used + 2 * need))
+            self._set_size(max(size * 2, used + 2 * need))
 
-    def _grow(self, size: int) -> None:
+    def grow(self) -> None:
+        """Double the map. Not while `apply` runs."""
+        self._set_size(self._env.info()["map_size"] * 2)
+
+    def _set_size(self, size: int) -> None:
         # LMDB moves the map: no transaction of this process may be open meanwhile.
         for user in self._shared.users:
             user._txn.abort()
@@ -362,7 +369,6 @@ class Catalog:
         """Write one entry of the list of controllers (see `controllers`), durably."""
         with self._env.begin(write=True, db=self._controllers) as txn:
             txn.put(_INDEX_KEY.pack(index), json.dumps(dict(entry), sort_keys=True).encode())
-        self.refresh()
 
     def put_namespace(self, number: int, *, name: str, share: float) -> None:
         """Write one entry of the list of namespaces, durably."""

@@ -133,7 +133,12 @@ class Committer:
         changes_ = index.frozen_changes(accessed, state)
         catalog.make_room(len(index.frozen) + len(accessed) + len(index.frozen_names) + len(state))
         try:
-            await loop.run_in_executor(self._writer, catalog.apply, changes_)
+            while True:
+                try:
+                    await loop.run_in_executor(self._writer, catalog.apply, changes_)
+                    break
+                except lmdb.MapFullError:
+                    catalog.grow()
         except lmdb.Error as error:
             raise StoreFull(f"the catalog {catalog.path} cannot be written: {error}") from error
         index.committed()

@@ -17,6 +17,9 @@ from dstorage.record import Record
 from dstorage.tier import Throttle, TierRule
 
 MAX_CONTROLLERS = 65536
+TAKEN = frozenset({".", "..", "catalog", "lock"})
+"""What else there is in a store's folder, beside the controllers' folders."""
+NO_PART_OF_A_PATH = frozenset("/\\\0")
 
 
 class Entry:
@@ -128,19 +131,25 @@ class Registry:
         """Give `controller` its place in the list: the old one if the name is known, else a new one; durable.
 
         Raises:
-            InvalidArgumentError: The name is empty, or is known as another kind, or is declared removed.
+            InvalidArgumentError: The name cannot be one of a folder, or is known as another kind, or is declared removed.
         """
         name = controller.name
         if not name or len(name.encode()) > 255:
             raise InvalidArgumentError(f"controller name {name!r}: give 1 to 255 bytes of UTF-8")
         entry = self.by_name(name)
         if entry is None:
+            if name.casefold() in TAKEN or not NO_PART_OF_A_PATH.isdisjoint(name):
+                raise InvalidArgumentError(
+                    f"controller name {name!r}: it also names the controller's folder in the store; give one that is not "
+                    f"{', '.join(sorted(TAKEN))}, and has no slash, backslash or zero byte"
+                )
             if len(self._entries) >= MAX_CONTROLLERS:
                 raise InvalidArgumentError(f"the list of controllers is full ({MAX_CONTROLLERS})")
             index = max(self._entries, default=-1) + 1
             entry = Entry(index, name, controller.kind, controller.rank, controller.settings)
-            self._entries[index] = entry
             self._apply_rule(entry)
+            # A new table: this runs in the writer thread, and the loop may be going through the old one.
+            self._entries = {**self._entries, index: entry}
         elif entry.kind != controller.kind:
             raise InvalidArgumentError(
                 f"controller {name!r} is listed as kind {entry.kind!r}, not {controller.kind!r}: choose another name"

@@ -280,6 +280,34 @@ async def test_a_controller_not_loaded_is_unavailable_until_it_registers(tmp_pat
         handle.release()
 
 
+@pytest.mark.parametrize("name", ["", "..", "catalog", "Lock", "a/b", "a\\b", "a\0b", "x" * 256])
+async def test_a_controller_is_not_named_after_what_is_in_the_folder_already(tmp_path, name):
+    async with opening(tmp_path, MemoryController()) as store:
+        with pytest.raises(InvalidArgumentError, match="controller name"):
+            await store.register(MemoryController(name))
+        assert len(store.controllers()) == 1
+
+
+async def test_registering_disturbs_no_look_into_the_catalog(tmp_path, memory):
+    async with opening(tmp_path, memory) as store:
+        ids = await fill(store, 100)
+        await store.commit()
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            registering = asyncio.create_task(store.register(MemoryController("new")))
+            for number in range(100):
+                while not registering.done():
+                    assert all(store.record(id) is not None for id in ids)
+                    assert store.entry_named("memory").index == 0
+                    await asyncio.sleep(0)
+                await registering
+                registering = asyncio.create_task(store.register(MemoryController(f"new{number}")))
+            await registering
+        finally:
+            sys.setswitchinterval(interval)
+
+
 async def test_declared_removed_is_lost_for_ever(tmp_path):
     async with opening(tmp_path, MemoryController("gone"), MemoryController("stays")) as store:
         ids = await fill(store, 2, controller="gone")
@@ -491,6 +519,44 @@ async def test_the_catalog_grows_by_itself(tmp_path, memory, monkeypatch):
 
 
 # -- memory ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_commit_that_was_larger_than_estimated_grows_the_map(tmp_path, memory, monkeypatch):
+    monkeypatch.setattr("dstorage.catalog.FIRST_MAP_BYTES", 2**18)
+    monkeypatch.setattr("dstorage.catalog.Catalog.make_room", lambda self, entries: None)
+    async with opening(tmp_path, memory) as store:
+        ids = await fill(store, 2000, size=100)
+        for id in ids:
+            store.set_name(b"%0500d" % id, id)
+        await store.commit()
+    async with opening(tmp_path, memory) as store:
+        assert [id for _, id in store.names()] == ids
+        assert all(store.info(id) for id in ids)
+
+
+async def test_pages_that_a_killed_reader_held_are_used_again(tmp_path, memory):
+    async with opening(tmp_path, memory) as store:
+        ids = await fill(store, 1000, size=8)
+        await store.commit()
+        script = (
+            "import sys, pathlib, dstorage.catalog as c; catalog = c.Catalog(pathlib.Path(sys.argv[1]), read_only=True);"
+            "print(catalog.count(), flush=True); sys.stdin.read()"
+        )
+        reader = subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path / "catalog"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        with reader:
+            assert reader.stdout.readline() == b"1000\n"
+            reader.kill()
+
+        async def size_after_commits():
+            for _ in range(10):
+                for id in ids:
+                    store.set_name(b"%d" % id, id)
+                await store.commit()
+            return (tmp_path / "catalog" / "data.mdb").stat().st_size
+
+        assert await size_after_commits() == await size_after_commits()
 
 
 async def test_the_budget_changes_while_running_down_to_what_references_hold(store):
