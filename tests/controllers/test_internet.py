@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import obstore
 import pytest
+from dstorage_controllers.encryption import Encryption
 from dstorage_controllers.internet import InternetController
 from dstorage_controllers.internet.bucket import Bucket
 from dstorage_controllers.internet.connecting import connect
@@ -18,6 +19,7 @@ from obstore.store import MemoryStore
 
 from dstorage import (
     ControllerError,
+    ControllerFull,
     ControllerStatus,
     ControllerUnavailable,
     CorruptData,
@@ -176,6 +178,15 @@ async def test_pieces_that_are_exchanged_are_found_out():
         obstore.put(store, names[1], first)
         (answer,) = (await bench.get(places)).values()
         assert isinstance(answer, CorruptData)
+
+
+async def test_a_large_chunk_that_does_not_fit_is_refused_alone():
+    store = MemoryStore()
+    async with opened(store, pack_bytes=2**16, compress=False, capacity=300_000) as bench:
+        large, small = await bench.controller.write([WriteRequest(1, payload(1, 400_000)), WriteRequest(2, b"x")])
+        assert isinstance(large, ControllerFull)
+        assert isinstance(small, Locator)
+        assert bench.controller.status is ControllerStatus.FULL
 
 
 @pytest.mark.parametrize("lost", [0, 2])
@@ -356,6 +367,37 @@ async def test_without_a_key_what_is_there_stays_readable_with_one(keys):
     async with opened(store, state=bench.state, **keys(KEY)) as bench:
         sealed = await bench.put({2: payload(2, 5000)})
         assert await bench.get(plain | sealed) == {1: payload(1, 5000), 2: payload(2, 5000)}
+
+
+async def test_two_keys_with_one_tag_are_told_apart(keys):
+    def tag(key):
+        return Encryption(STORE, bytes.fromhex(key)).key_check[0]
+
+    twin = next(key for key in (f"{number:064x}" for number in range(10_000)) if tag(key) == tag(KEY))
+    store = MemoryStore()
+    async with opened(store, **keys(KEY)) as bench:
+        first = await bench.put({1: payload(1, 5000)})
+        await bench.commit(first)
+    async with opened(store, state=bench.state, **keys(twin, KEY)) as bench:
+        second = await bench.put({2: payload(2, 5000)})
+        assert await bench.get(first | second) == {1: payload(1, 5000), 2: payload(2, 5000)}
+        for name, raw in objects(store).items():
+            obstore.put(store, name, raw[:30] + bytes(100) + raw[130:])
+        assert all(isinstance(answer, CorruptData) for answer in (await bench.get(first | second)).values())
+
+
+async def test_a_chunk_whose_key_is_not_known_is_no_wrong_bytes(keys):
+    store = MemoryStore()
+    async with opened(store, **keys(KEY)) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        # Nothing of it is committed, so nothing is known of its key at the next open; and no sweep.
+        obstore.put(store, f"p/dstorage/{STORE.hex}/3/writer", b"spoilt")
+    async with contextlib.AsyncExitStack() as stack:
+        with pytest.warns(RuntimeWarning, match="a copy of this store"):
+            bench = await stack.enter_async_context(opened(store, **keys(OTHER)))
+        answer = (await bench.get(places))[1]
+        assert isinstance(answer, CorruptData)
+        assert "was not given" in str(answer)
 
 
 # -- crashes and copies --------------------------------------------------------------------------------------------------

@@ -145,6 +145,18 @@ async def test_a_write_of_unknown_outcome_is_abandoned_and_its_object_deleted():
         assert await bench.get(places) == {1: payload(3, 5000)}
 
 
+async def test_a_large_chunk_is_written_whole_or_not_at_all():
+    async with ScriptedS3() as server, watched(server, timeout=0.5, pack_bytes=2**16, compress=False) as bench:
+        used = bench.controller.space().used
+        server.script = lambda method, key, query: (500, b"") if key.endswith(".3") else None
+        assert isinstance(await one(bench, 1, payload(1, 10 * 2**16)), ControllerUnavailable)
+        assert bench.controller.space().used == used
+        server.script = lambda method, key, query: None
+        await eventually(lambda: len(server.objects) == 1, "pieces are left")
+        await eventually(lambda: bench.controller.status is OK, "it does not notice that the server is back")
+        assert await bench.get(await bench.put({1: payload(1, 10 * 2**16)})) == {1: payload(1, 10 * 2**16)}
+
+
 async def test_connections_that_are_cut_cost_a_retry_and_no_failure(moto):
     async with FaultProxy(moto.port) as proxy, watched(moto, port=proxy.port, timeout=10.0) as bench:
         places = await bench.put({id: payload(id, 5000) for id in range(1, 20)})
@@ -280,6 +292,10 @@ async def test_a_bucket_that_vanishes_is_away_and_nothing_is_lost():
         gone = (404, b"<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist</Message></Error>")
         server.script = lambda method, key, query: gone
         assert isinstance((await bench.get(places))[1], ControllerUnavailable)
+        server.script = lambda method, key, query: None
+        await eventually(lambda: bench.controller.status is OK, "it stays away")
+        server.script = lambda method, key, query: gone if method == "PUT" else None
+        assert "no such bucket" in str(await one(bench, 2, b"x"))
         server.script = lambda method, key, query: None
         await eventually(lambda: bench.controller.status is OK, "it stays away")
         assert await bench.get(places) == {1: payload(1, 5000)}
