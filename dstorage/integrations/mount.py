@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -46,7 +48,10 @@ class Mount:
         self._overlap = overlap
         self._lock = threading.Lock()
         self._store: Store | None = None
+        self._facade: blocking.Store | None = None
         self._tree: Tree | None = None
+        self._forked = False
+        _mounts.add(self)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -56,21 +61,26 @@ class Mount:
         Raises:
             StoreLocked, NotAStoreError, VersionError: As `dstorage.open`.
             InvalidArgumentError: It is open in this process with other options.
+            ClosedError: The store was opened by the parent of this process.
         """
         with self._lock:
             if self._store is None:
                 if isinstance(self.source, Store):
+                    if self._forked:
+                        raise ClosedError(
+                            f"{self.path} was opened by the parent process: a forked child must open its own"
+                        )
                     self._store = self.source
-                elif isinstance(self.source, blocking.Store):
-                    self._store = self.source.inner
                 else:
-                    self._store = _acquire(self.path, self.options)
+                    given = self.source if isinstance(self.source, blocking.Store) else None
+                    self._facade = given or _acquire(self.path, self.options)
+                    self._store = self._facade.inner
             return self._store
 
     def close(self) -> None:
         """Give the store back (blocks); the last one who does closes it, if it was opened by path. Idempotent."""
         with self._lock:
-            store, self._store, self._tree = self._store, None, None
+            store, self._store, self._facade, self._tree = self._store, None, None, None
             if store is not None and not isinstance(self.source, Store | blocking.Store):
                 _release(self.path)
 
@@ -107,13 +117,16 @@ class Mount:
     def call(
         self, function: Callable[Concatenate[Tree, P], Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """`run` for callers that do not await: blocks until it is done.
+        """`run` for callers that do not await: blocks until it is done; an interrupt cancels it.
 
         Raises:
             UsageError: Called on the store's loop, which would wait for itself.
             ClosedError: As for `run`.
         """
         store = self.open()
+        if self._facade is not None:
+            return self._facade.call(lambda: self._with_tree(store, function, *args, **kwargs))
+        # The loop is the caller's, in another thread.
         store.check_open()
         try:
             running = asyncio.get_running_loop()
@@ -121,8 +134,14 @@ class Mount:
             running = None
         if running is store.loop:
             raise UsageError("a blocking call on the store's own loop would wait for itself: use the asynchronous one")
-        work = self._with_tree(store, function, *args, **kwargs)
-        return asyncio.run_coroutine_threadsafe(work, store.loop).result()
+        future = asyncio.run_coroutine_threadsafe(self._with_tree(store, function, *args, **kwargs), store.loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise ClosedError("the store was closed while it was asked: open it again") from None
+        except BaseException:
+            future.cancel()
+            raise
 
     async def _with_tree(
         self,
@@ -136,6 +155,12 @@ class Mount:
             # Two who come first at the same time make the same one.
             tree = self._tree = await Tree.open(store, overlap=self._overlap)
         return await function(tree, *args, **kwargs)
+
+    def forked(self) -> None:
+        """In a forked child: the store stayed with the parent."""
+        self._lock = threading.Lock()
+        self._store, self._facade, self._tree = None, None, None
+        self._forked = True
 
 
 def _awaitable(
@@ -157,10 +182,11 @@ class _Shared:
 
 
 _shared: dict[Path, _Shared] = {}
+_mounts: weakref.WeakSet[Mount] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
-def _acquire(path: Path, options: dict[str, Any]) -> Store:
+def _acquire(path: Path, options: dict[str, Any]) -> blocking.Store:
     with _lock:
         shared = _shared.get(path)
         if shared is None:
@@ -170,7 +196,7 @@ def _acquire(path: Path, options: dict[str, Any]) -> Store:
                 f"the store {path} is open in this process with {shared.options or 'no options'}: give the same, or none"
             )
         shared.users += 1
-        return shared.store.inner
+        return shared.store
 
 
 def _release(path: Path) -> None:
@@ -188,6 +214,8 @@ def _forked() -> None:
     global _lock
     _lock = threading.Lock()
     _shared.clear()
+    for mount in list(_mounts):
+        mount.forked()
 
 
 if hasattr(os, "register_at_fork"):

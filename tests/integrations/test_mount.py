@@ -1,0 +1,126 @@
+"""Stores open for all in a process who name them: threads, forks, interrupts, closing."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+import dstorage
+import dstorage.blocking
+from dstorage.integrations.mount import Mount
+from dstorage.integrations.tree import Tree
+
+OPTIONS = {"budget": 2**20, "pressure": False}
+
+
+@pytest.fixture
+def mount(tmp_path):
+    mount = Mount(tmp_path / "s", OPTIONS)
+    yield mount
+    mount.close()
+
+
+async def forever(tree, begun):
+    begun.set()
+    await asyncio.Event().wait()
+
+
+def test_many_threads_open_it_once(mount):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: mount.call(Tree.write, f"a/{number}", b"%d" % number), range(50)))
+        read = list(pool.map(lambda number: bytes(mount.call(Tree.read, f"a/{number}")), range(50)))
+    assert read == [b"%d" % number for number in range(50)]
+
+
+def test_calls_under_way_are_told_when_it_is_closed(mount):
+    begun = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(mount.call, forever, begun)
+        begun.wait()
+        mount.close()
+        with pytest.raises(dstorage.ClosedError):
+            waiting.result()
+
+
+async def test_awaits_under_way_are_told_when_it_is_closed(mount):
+    begun = threading.Event()
+    waiting = asyncio.create_task(mount.run(forever, begun))
+    await asyncio.to_thread(begun.wait)
+    await asyncio.to_thread(mount.close)
+    with pytest.raises(dstorage.ClosedError, match="closed while"):
+        await waiting
+
+
+async def test_calls_for_a_store_on_a_loop_that_ends_are_told(tmp_path):
+    begun = threading.Event()
+    async with dstorage.open(tmp_path / "s", **OPTIONS) as store:
+        mount = Mount(store, {})
+        waiting = asyncio.create_task(asyncio.to_thread(mount.call, forever, begun))
+        await asyncio.to_thread(begun.wait)
+        for task in asyncio.all_tasks():
+            if "forever" in repr(task.get_coro()) or "_with_tree" in repr(task.get_coro()):
+                task.cancel()
+        with pytest.raises(dstorage.ClosedError, match="closed while"):
+            await waiting
+
+
+async def test_cancelling_who_awaits_cancels_the_work(mount):
+    begun, ended = threading.Event(), threading.Event()
+
+    async def work(tree):
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    waiting = asyncio.create_task(mount.run(work))
+    await asyncio.to_thread(begun.wait)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await asyncio.to_thread(ended.wait, 10)
+
+
+def test_it_opens_again_after_closing(mount):
+    mount.call(Tree.write, "a", b"1")
+    mount.close()
+    mount.close()
+    assert bytes(mount.call(Tree.read, "a")) == b"1"
+
+
+FORK = """
+import os, sys, threading, dstorage, dstorage.blocking
+from dstorage.integrations.mount import Mount
+from dstorage.integrations.tree import Tree
+
+mount = Mount(sys.argv[1] + "/s", {"pressure": False})
+mount.call(Tree.write, "a", b"1")
+given = Mount(dstorage.blocking.open(sys.argv[1] + "/t", pressure=False), {})
+given.call(Tree.write, "a", b"1")
+child = os.fork()
+if not child:
+    told = []
+    for each in (mount, given):
+        try:
+            each.call(Tree.read, "a")
+        except dstorage.DStorageError as error:
+            told.append(type(error).__name__)
+    os.write(1, " ".join(told).encode())
+    os._exit(0)
+os.waitpid(child, 0)
+assert bytes(mount.call(Tree.read, "a")) == bytes(given.call(Tree.read, "a")) == b"1"
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_child_is_told_and_the_parent_goes_on(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, tmp_path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "StoreLocked ClosedError"), done.stderr
