@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import ClassVar
+from uuid import uuid4
 
 import obstore
 import pytest
 from dstorage_controllers.internet import InternetController
+from dstorage_controllers.internet.bucket import Bucket, NoBucket
 from dstorage_controllers.internet.connecting import connect
 from dstorage_controllers.internet.layout import Layout
 from servers.azurite import AzuriteServer
@@ -15,6 +17,7 @@ from servers.moto import MotoServer
 from servers.settled import settled
 from servers.swift import SwiftServer
 
+from dstorage import OpenContext
 from dstorage.testing import ControllerTests
 from dstorage.testing.suite import STORE
 
@@ -71,3 +74,21 @@ class TestOnServer(ControllerTests):
         store, key, _ = self._object(directory, id, locator)
         obstore.delete(store, key)
         return True
+
+
+async def test_a_bucket_that_is_not_there_is_not_taken_for_lost_chunks(server):
+    settings = InternetController(
+        **{**server.settings, "url": server.settings["url"].replace("chunks", "nothing")}
+    ).settings
+    bucket = Bucket(connect("test", settings), connections=1, timeout=20, hedge=False)
+    with pytest.raises(NoBucket):
+        await bucket.get("some/object", 0, 10)
+    with pytest.raises(NoBucket):
+        await bucket.put("some/object", [b"x"], create=False)
+
+
+async def test_conditional_writes_are_found_to_be_honoured(server):
+    controller = InternetController(**server.settings)
+    await controller.open(OpenContext(uuid4(), 1, Path("unused")))
+    assert controller._open.writer.create is True
+    await controller.close()
