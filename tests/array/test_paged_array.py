@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import tempfile
 import threading
 
@@ -317,3 +319,17 @@ def test_a_tile_too_large_for_the_budget_is_refused(store):
     with pytest.raises(dstorage.InvalidArgumentError, match=r"budget of 16384.*4096"):
         PagedArray.create(store, "a", (1024, 1024), tile=(1024, 1024))
     assert PagedArray.create(store, "a", (1024, 1024)).tile == (1, 64)
+
+
+def test_without_numpy_the_rest_works_and_arrays_say_what_to_install():
+    program = """
+import sys
+sys.modules["numpy"] = None
+import dstorage
+try:
+    dstorage.PagedArray
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "dstorage.PagedArray needs numpy: pip install 'dstorage[array]'", done.stderr
