@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import os
 import platform
 import sys
@@ -15,28 +13,22 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 import dstorage
-from dstorage.server.command import NOT_AN_INTEGER, SYNTAX, Command, CommandError, Work, to_integer
+from dstorage.server.command import (
+    COMPATIBLE,
+    NOT_AN_INTEGER,
+    Command,
+    CommandError,
+    Work,
+    to_integer,
+    unknown_subcommand,
+)
 from dstorage.server.glob import matcher
-from dstorage.server.protocol import MAX_BULK, OK, array, bulk, error, integer, mapping
+from dstorage.server.protocol import MAX_BULK
+from dstorage.server.replies import OK, array, bulk, integer, mapping, text
 
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection
     from dstorage.server.server import Server
-
-COMPATIBLE = "7.0.0"
-"""The version of Redis whose replies these are, for clients that ask."""
-WRONG_PASSWORD = "WRONGPASS invalid username-password pair or user is disabled."  # noqa: S105 - a message
-NO_PASSWORD = (
-    "ERR AUTH <password> called without any password configured for the default user. "  # noqa: S105 - a message
-    "Are you sure your configuration is correct?"
-)
-BEFORE_PASSWORD = ("auth", "hello", "quit", "reset")
-"""Commands for who has not shown the password yet."""
-
-
-def digest(password: bytes | bytearray) -> bytes:
-    """What is kept of a password: equal lengths make the comparison's time tell nothing."""
-    return hashlib.sha256(password).digest()
 
 
 class Admin:
@@ -57,14 +49,6 @@ class Admin:
 
         server = "server"
         return [
-            make("ping", self._ping, -1, "Reply with PONG"),
-            make("echo", self._echo, 2, "Reply with the argument", value_at=1),
-            make("hello", self._hello, -1, "Choose the version of the protocol", flags="noauth loading stale fast"),
-            make("auth", self._auth, -2, "Show the password", flags="noauth loading stale fast"),
-            make("select", self._select, 2, "Choose the database: there is only 0"),
-            make("client", self._client, -2, "Tell about connections"),
-            make("quit", self._quit, -1, "End the connection", flags="noauth loading stale fast"),
-            make("reset", self._reset, 1, "Make the connection as it was at first", flags="noauth loading stale fast"),
             make("info", self._info, -1, "Tell about the server", server),
             make("config", self._config, -2, "Tell about settings", server, flags="admin loading stale"),
             make("command", self._command, -1, "Tell about commands", server),
@@ -78,118 +62,6 @@ class Admin:
             make("dstorage.commit", self._commit, 1, "Make everything durable", server, flags="blocking"),
         ]
 
-    # -- the connection -----------------------------------------------------------------------------------------------
-
-    def _ping(self, link: Connection, args: list[Any]) -> None:
-        if len(args) > 2:
-            raise CommandError("ERR wrong number of arguments for 'ping' command")
-        link.out.append(b"+PONG\r\n" if len(args) == 1 else bulk(args[1]))
-
-    def _echo(self, link: Connection, args: list[Any]) -> None:
-        link.out.append(bulk(args[1]))
-
-    def _quit(self, link: Connection, args: list[Any]) -> None:
-        link.out.append(OK)
-        link.closing = True
-
-    def _reset(self, link: Connection, args: list[Any]) -> None:
-        link.speak(2)
-        link.name = b""
-        if self._server.password is not None:
-            link.table = self._server.before_password
-            link.parser.trusted = False
-        link.out.append(b"+RESET\r\n")
-
-    def _select(self, link: Connection, args: list[Any]) -> None:
-        if to_integer(args[1]) != 0:
-            raise CommandError("ERR DB index is out of range")
-        link.out.append(OK)
-
-    def _auth(self, link: Connection, args: list[Any]) -> None:
-        if len(args) > 3:
-            raise CommandError(SYNTAX)
-        if len(args) == 2 and self._server.password is None:
-            raise CommandError(NO_PASSWORD)
-        self._authenticate(link, args[1] if len(args) == 3 else b"default", args[-1])
-        link.out.append(OK)
-
-    def _authenticate(self, link: Connection, user: bytes, password: bytes | bytearray) -> None:
-        expected = self._server.password
-        right = expected is None or hmac.compare_digest(digest(password), expected)
-        if user != b"default" or not right:
-            raise CommandError(WRONG_PASSWORD)
-        link.trust()
-
-    def _hello(self, link: Connection, args: list[Any]) -> None:
-        version = link.version
-        position = 1
-        if len(args) > 1:
-            try:
-                version = to_integer(args[1])
-            except CommandError:
-                raise CommandError("ERR Protocol version is not an integer or out of range") from None
-            if version not in (2, 3):
-                raise CommandError("NOPROTO unsupported protocol version")
-            position = 2
-        name = None
-        credentials = None
-        while position < len(args):
-            option, left = args[position].upper(), len(args) - position - 1
-            if option == b"AUTH" and left >= 2:
-                credentials = args[position + 1], args[position + 2]
-                position += 3
-            elif option == b"SETNAME" and left:
-                name = _checked_name(args[position + 1])
-                position += 2
-            else:
-                raise CommandError(f"ERR Syntax error in HELLO option '{args[position].decode(errors='replace')}'")
-        if credentials is not None:
-            self._authenticate(link, *credentials)
-        elif link.table is not self._server.table:
-            raise CommandError(
-                "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH "
-                "<user> <pass> option can be used to authenticate the client and select the RESP protocol version at the "
-                "same time"
-            )
-        if name is not None:
-            link.name = name
-        link.speak(version)
-        facts = [
-            (b"server", bulk(b"redis")),
-            (b"version", bulk(COMPATIBLE.encode())),
-            (b"proto", integer(version)),
-            (b"id", integer(link.id)),
-            (b"mode", bulk(b"standalone")),
-            (b"role", bulk(b"master")),
-            (b"modules", b"*0\r\n"),
-        ]
-        link.out.append(mapping([(bulk(key), value) for key, value in facts], version))
-
-    def _client(self, link: Connection, args: list[Any]) -> None:
-        name = args[1].upper()
-        match name, args[2:]:
-            case b"ID", []:
-                link.out.append(integer(link.id))
-            case b"GETNAME", []:
-                link.out.append(bulk(link.name) if link.name else link.nil)
-            case b"SETNAME", [given]:
-                link.name = _checked_name(given)
-                link.out.append(OK)
-            case b"SETINFO", [what, value]:
-                if what.upper() not in (b"LIB-NAME", b"LIB-VER"):
-                    raise CommandError(f"ERR Unrecognized option '{what.decode(errors='replace')}'")
-                link.library[what.lower()] = _checked_name(value)
-                link.out.append(OK)
-            case b"INFO", []:
-                link.out.append(_text([_described(link)], link.version))
-            case b"LIST", []:
-                link.out.append(_text([_described(other) for other in self._server.connections], link.version))
-            case (b"NO-EVICT" | b"NO-TOUCH", [switch]) if switch.upper() in (b"ON", b"OFF"):
-                # Connections are not evicted, and do not count as use of a key but by what they do.
-                link.out.append(OK)
-            case _:
-                raise CommandError(_unknown_subcommand("client", args[1]))
-
     # -- the server ---------------------------------------------------------------------------------------------------
 
     def _time(self, link: Connection, args: list[Any]) -> None:
@@ -197,7 +69,7 @@ class Admin:
         link.out.append(array([bulk(b"%d" % seconds), bulk(b"%d" % (rest // 1000))]))
 
     def _lolwut(self, link: Connection, args: list[Any]) -> None:
-        link.out.append(_text([f"dstorage {dstorage.__version__}"], link.version))
+        link.out.append(text([f"dstorage {dstorage.__version__}"], link.version))
 
     def _commit(self, link: Connection, args: list[Any]) -> Work:
         async def work() -> None:
@@ -248,7 +120,7 @@ class Admin:
             if every or section.lower() in wanted:
                 lines += ["", f"# {section}"] if lines else [f"# {section}"]
                 lines += [f"{key}:{value}" for key, value in facts.items()]
-        link.out.append(_text(lines, link.version, end="\r\n"))
+        link.out.append(text(lines, link.version, end="\r\n"))
 
     def _facts(self) -> Iterable[tuple[str, dict[str, object]]]:
         server = self._server
@@ -339,7 +211,7 @@ class Admin:
             case b"GET", _:
                 raise CommandError("ERR wrong number of arguments for 'config|get' command")
             case _:
-                raise CommandError(_unknown_subcommand("config", args[1]))
+                raise CommandError(unknown_subcommand("config", args[1]))
 
     def _settings(self) -> dict[str, object]:
         server = self._server
@@ -387,7 +259,7 @@ class Admin:
                 keys = args[2:][first : (last + 1) or None : step]
                 link.out.append(array([bulk(key) for key in keys]))
             case _:
-                raise CommandError(_unknown_subcommand("command", args[1]))
+                raise CommandError(unknown_subcommand("command", args[1]))
 
 
 def _none(link: Connection) -> bytes:
@@ -415,27 +287,6 @@ def _docs(command: Command, version: int) -> tuple[bytes, bytes]:
     return bulk(command.name.encode()), mapping([(bulk(k.encode()), bulk(v.encode())) for k, v in facts], version)
 
 
-def _text(lines: list[str], version: int, end: str = "\n") -> bytes:
-    text = "".join(f"{line}{end}" for line in lines).encode(errors="replace")
-    return b"=%d\r\ntxt:%b\r\n" % (len(text) + 4, text) if version == 3 else bulk(text)
-
-
-def _described(link: Connection) -> str:
-    server = link.server
-    library = {key: value.decode() for key, value in link.library.items()}
-    return (
-        f"id={link.id} addr={link.peer} name={link.name.decode()} age={server.second - link.since} "
-        f"idle={server.second - link.last} flags=N db=0 resp={link.version} "
-        f"lib-name={library.get(b'lib-name', '')} lib-ver={library.get(b'lib-ver', '')}"
-    )
-
-
-def _checked_name(name: bytes | bytearray) -> bytes:
-    if any(not 33 <= byte <= 126 for byte in name):
-        raise CommandError("ERR Client names cannot contain spaces, newlines or special characters.")
-    return bytes(name)
-
-
 def _timeout(raw: bytes) -> float | None:
     try:
         milliseconds = to_integer(raw)
@@ -444,11 +295,3 @@ def _timeout(raw: bytes) -> float | None:
     if milliseconds < 0:
         raise CommandError("ERR timeout is negative")
     return milliseconds / 1000 or None
-
-
-def _unknown_subcommand(command: str, name: bytes | bytearray) -> str:
-    shown = bytes(name[:128]).decode(errors="replace")
-    return f"ERR unknown subcommand '{shown}'. Try {command.upper()} HELP."
-
-
-__all__ = ["BEFORE_PASSWORD", "Admin", "digest", "error"]

@@ -24,6 +24,8 @@ class CommandError(Exception):
     """A command was not done; the message, with its prefix as in "ERR ...", is the reply."""
 
 
+COMPATIBLE = "7.0.0"
+"""The version of Redis whose replies these are, for clients that ask."""
 SYNTAX = "ERR syntax error"
 NOT_AN_INTEGER = "ERR value is not an integer or out of range"
 TOO_LONG = "ERR string exceeds maximum allowed size (proto-max-bulk-len)"
@@ -88,3 +90,9 @@ def to_integer(raw: bytes | bytearray, error: str = NOT_AN_INTEGER) -> int:
     if not MIN_INTEGER <= value <= MAX_INTEGER:
         raise CommandError(error)
     return value
+
+
+def unknown_subcommand(command: str, name: bytes | bytearray) -> str:
+    """The reply to a subcommand there is not."""
+    shown = bytes(name[:128]).decode(errors="replace")
+    return f"ERR unknown subcommand '{shown}'. Try {command.upper()} HELP."

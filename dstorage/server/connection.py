@@ -8,24 +8,16 @@ not read its replies is not read from either. So what a connection holds is boun
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from dstorage.errors import (
-    CorruptData,
-    DStorageError,
-    Lost,
-    MemoryUnavailable,
-    ReadOnlyError,
-    StoreFull,
-    TemporarilyUnavailable,
-)
 from dstorage.server.chunks import Absent, NoRoom, Patience
 from dstorage.server.command import Command, CommandError, Work
 from dstorage.server.large import Upload
-from dstorage.server.protocol import NIL, LargeCommand, MemorySink, ProtocolError, RequestParser, Sink, error
+from dstorage.server.protocol import LargeCommand, MemorySink, ProtocolError, RequestParser, Sink
+from dstorage.server.refusal import message, shown
+from dstorage.server.replies import NIL, error
 
 if TYPE_CHECKING:
     from dstorage.server.server import Server
@@ -38,8 +30,6 @@ FLUSH_BYTES = 2**18
 """Bytes of long replies that are collected."""
 PATIENCE_S = 30.0
 """How long a command waits for room or for a chunk that is temporarily unavailable."""
-
-log = logging.getLogger("dstorage.server")
 
 
 class _End(list[str]):
@@ -124,10 +114,19 @@ class Connection(asyncio.BufferedProtocol):
         if self.closing:
             return
         queue = self._queue
-        try:
-            queue.extend(parser.feed(bytes(self.server.receive_view[:nbytes])))
-        except ProtocolError as failure:
-            queue.extend([*failure.commands, _End([f"ERR Protocol error: {failure}"])])
+        data = bytes(self.server.receive_view[:nbytes])
+        while True:
+            trusted = parser.trusted
+            try:
+                queue.extend(parser.feed(data))
+            except ProtocolError as failure:
+                queue.extend([*failure.commands, _End([f"ERR Protocol error: {failure}"])])
+            if trusted or not queue:
+                break
+            self._run()
+            if self.closing:
+                return
+            data = b""
         if self._task is None and self._writable:
             self._run()
 
@@ -263,12 +262,12 @@ class Connection(asyncio.BufferedProtocol):
     def _unknown(self, name: bytes, args: list[Any]) -> str:
         if name in self.server.table:
             return "NOAUTH Authentication required."
-        shown = _shown(args[0], 128)
+        name_shown = shown(args[0], 128)
         some = ""
         for arg in args[1:]:
             if len(some) < 128:
-                some += f"'{_shown(arg, 128 - len(some))}' "
-        return f"ERR unknown command '{shown}', with args beginning with: {some}"
+                some += f"'{shown(arg, 128 - len(some))}' "
+        return f"ERR unknown command '{name_shown}', with args beginning with: {some}"
 
     def _attempt(self, command: Command, args: list[Any]) -> Work | None:
         mark = len(self.out)
@@ -392,7 +391,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def refuse(self, failure: Exception) -> None:
         """Reply with an error."""
-        self.out.append(error(_message(failure)))
+        self.out.append(error(message(failure)))
 
     def speak(self, version: int) -> None:
         """Change to another version of the protocol."""
@@ -431,32 +430,6 @@ class Connection(asyncio.BufferedProtocol):
             await asyncio.wait([self._task])
 
 
-def _shown(arg: bytes | bytearray | Upload, limit: int) -> str:
-    """As much of an argument as an error message repeats."""
-    if isinstance(arg, Upload):
-        return f"{arg.size} bytes"
-    return bytes(arg[:limit]).partition(b"\0")[0].decode(errors="surrogateescape")
-
-
 def _weight(size: int, piece: int) -> int:
     """Memory outside of the budget that an argument of `size` bytes takes while it arrives."""
     return min(size, 2 * piece)
-
-
-def _message(failure: Exception) -> str:
-    match failure:
-        case CommandError():
-            return str(failure)
-        case MemoryUnavailable() | StoreFull():
-            return f"OOM {failure}"
-        case TemporarilyUnavailable():
-            return f"TRYAGAIN {failure}"
-        case Lost() | CorruptData():
-            return f"LOST {failure}"
-        case ReadOnlyError():
-            return f"READONLY {failure}"
-        case DStorageError():
-            return f"ERR {failure}"
-        case _:
-            log.error("a command failed", exc_info=failure)
-            return "ERR internal error; the server's log has more"

@@ -10,7 +10,7 @@ from dstorage.server.command import SYNTAX, Command, CommandError, Work, to_inte
 from dstorage.server.expiry import MILLISECONDS, SECONDS, Condition, to_any_moment
 from dstorage.server.glob import matcher
 from dstorage.server.keyspace import LARGE_VALUE, MAX_CURSOR, Keyspace, now
-from dstorage.server.protocol import OK, array, bulk, integer
+from dstorage.server.replies import OK, array, bulk, integer
 
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection

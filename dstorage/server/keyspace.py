@@ -164,6 +164,7 @@ class Keyspace:
 
         Raises:
             Absent, NoRoom: Nothing was done.
+            CommandError: The key is too long.
         """
         number = self.find(key)
         chunks = self.chunks
@@ -173,6 +174,7 @@ class Keyspace:
                 self.store.contents.publish(handle, value)
                 self._remember(key, handle)
             return
+        self.name(key)
         self._check_drop(number)
         chunks.take(len(value))
         self.bind(key, chunks.make(value))

@@ -1,4 +1,4 @@
-"""RESP, the Redis protocol: requests in, replies out.
+"""RESP, the Redis protocol: requests (what goes out is in `dstorage.server.replies`).
 
 `RequestParser` cuts a stream into commands. Whole batches of small requests go through hiredis; what hiredis finds incomplete or
 odd is parsed again here, exactly, with the limits and error messages of Redis. An argument of `LARGE` bytes or more is not collected in
@@ -107,7 +107,8 @@ class RequestParser:
     Attributes:
         sink: Where the bytes to come belong, or None. While it is set, the socket is to be read into `sink.window()` and
             `filled` called; otherwise `feed`.
-        trusted: False limits requests to what a client needs that has not given its password yet.
+        trusted: False limits requests to what a client needs that has not given its password yet, and makes `feed` return one
+            command at a time, for that one may be the password: when it is done, feed no bytes for the next.
     """
 
     __slots__ = (
@@ -148,26 +149,31 @@ class RequestParser:
         """The commands that are complete with `data`, in order; never one without arguments.
 
         Args:
-            data: At least one byte, and fewer than `in_memory`.
+            data: What came, less than `in_memory` bytes.
 
         Raises:
             ProtocolError: The stream makes no sense after the commands that the error carries.
         """
         commands: list[Command] = []
         start = 0
-        if self._tail or self._missing:
-            # Finish what was begun; the rest may be a batch again.
+        begun = self._tail or self._missing
+        if self._tail:
             data = self._tail + data
             self._tail = b""
+        if not self.trusted:
             start = self._parse(data, 0, commands, stop_after=1)
-            if self.sink is not None or self._missing or self._tail or start == len(data):
+            if start < len(data):
+                self._tail = data[start:]
+            return commands
+        if begun:
+            # Finish what was begun; the rest may be a batch again.
+            start = self._parse(data, 0, commands, stop_after=1)
+            if self.sink is not None or self._missing or self._tail:
                 return commands
+        if start == len(data):
+            return commands
         size = len(data)
-        if (
-            data[start] == 42
-            and self.trusted
-            and (size - start <= SMALL or data.find(b"\r\n*", start, start + SMALL) > 0)
-        ):
+        if data[start] == 42 and (size - start <= SMALL or data.find(b"\r\n*", start, start + SMALL) > 0):
             # Where the last command began: unless it is so long that it goes its own way.
             end = size if data[-1] == 10 else data.rfind(b"\r\n*", max(start, size - LARGE - MAX_DIGITS)) + 2
             batch = self._batch(data[start:end]) if end > 1 else None
@@ -382,38 +388,3 @@ def _quoted(line: bytes, position: int, word: bytearray) -> int:
         word.append(byte)
         position += 1
     raise ProtocolError("unbalanced quotes in request")
-
-
-# -- replies ----------------------------------------------------------------------------------------------------------
-
-OK = b"+OK\r\n"
-CRLF = b"\r\n"
-NIL = {2: b"$-1\r\n", 3: b"_\r\n"}
-"""By version of the protocol."""
-
-
-def integer(value: int) -> bytes:
-    """A number."""
-    return b":%d\r\n" % value
-
-
-def bulk(value: bytes | bytearray | memoryview) -> bytes:
-    """A string of bytes."""
-    return b"".join((b"$%d\r\n" % len(value), value, CRLF))
-
-
-def array(items: list[bytes]) -> bytes:
-    """A list of replies that are encoded already."""
-    return b"*%d\r\n%b" % (len(items), b"".join(items))
-
-
-def mapping(items: list[tuple[bytes, bytes]], version: int) -> bytes:
-    """A map of encoded replies: a flat list in version 2."""
-    head = b"%%%d\r\n" % len(items) if version == 3 else b"*%d\r\n" % (2 * len(items))
-    return head + b"".join(chain.from_iterable(items))
-
-
-def error(message: str) -> bytes:
-    """An error; `message` begins with its prefix, as in "ERR ..."."""
-    line = message.replace("\r", " ").replace("\n", " ")
-    return b"-%b\r\n" % line.encode(errors="surrogateescape")

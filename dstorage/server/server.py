@@ -13,17 +13,20 @@ import stat
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
 from dstorage.errors import DStorageError, InvalidArgumentError
-from dstorage.server.admin import BEFORE_PASSWORD, Admin, digest
+from dstorage.server.admin import Admin
 from dstorage.server.chunks import Chunks
 from dstorage.server.command import Command
 from dstorage.server.connection import Connection
 from dstorage.server.keys import Keys
 from dstorage.server.keyspace import Keyspace
 from dstorage.server.large import LargeValues
+from dstorage.server.numbers import Numbers
+from dstorage.server.sessions import BEFORE_PASSWORD, Sessions, digest
 from dstorage.server.strings import Strings
 from dstorage.store import Store
 
@@ -33,6 +36,8 @@ LEAST_PIECE = 2 * RECEIVE_BYTES
 MOST_PIECE = 2**20
 PIECES_IN_BUDGET = 32
 """A piece of a long value is at most this part of the budget."""
+STRANGER_S = 60
+"""How long a client has to show the password."""
 GRACE_S = 10.0
 """How long a command under way has to finish when the server ends."""
 
@@ -85,7 +90,7 @@ class Server:
         self.large = LargeValues(self.chunks, piece)
         self.keyspace = Keyspace(self.chunks, self.large)
         self.table: dict[bytes, Command] = {}
-        for group in (Strings(self.keyspace), Keys(self.keyspace), Admin(self)):
+        for group in (Strings(self.keyspace), Numbers(self.keyspace), Keys(self.keyspace), Sessions(self), Admin(self)):
             for command in group.commands():
                 self.table[command.name.encode()] = self.table[command.name.upper().encode()] = command
         self.before_password = {
@@ -217,8 +222,12 @@ class Server:
             await self.keyspace.expire_due()
             if (now := self.store.stats().commits) != commits:
                 commits, self.committed_at = now, time.time()
-            if (idle := self.limits.idle) is not None:
-                for connection in [one for one in self.connections if one.idle and self.second - one.last > idle]:
+            idle = self.limits.idle or inf
+            for connection in list(self.connections):
+                silent = self.second - connection.last
+                if (connection.idle and silent > idle) or (
+                    not connection.parser.trusted and self.second - connection.since > STRANGER_S
+                ):
                     connection.abort()
 
     # -- the end ------------------------------------------------------------------------------------------------------

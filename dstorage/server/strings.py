@@ -6,20 +6,19 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dstorage.errors import DStorageError
-from dstorage.server import floats
 from dstorage.server.chunks import Absent
-from dstorage.server.command import MAX_INTEGER, MIN_INTEGER, TOO_LONG, Command, CommandError, Work, to_integer
+from dstorage.server.command import TOO_LONG, Command, CommandError, Work, to_integer
 from dstorage.server.expiry import MILLISECONDS, SECONDS, Expiry, to_moment
 from dstorage.server.keyspace import LARGE_VALUE, Keyspace
 from dstorage.server.large import Reading, Upload
-from dstorage.server.protocol import CRLF, MAX_BULK, OK, bulk, integer
+from dstorage.server.protocol import MAX_BULK
+from dstorage.server.replies import CRLF, OK, bulk, integer
 
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection
 
 LARGE_REPLY = 16 * 1024
 """Values from this length on are handed to the socket as they are, instead of being copied into one buffer with others."""
-NOT_A_FLOAT = "ERR value is not a valid float"
 
 Value = bytes | bytearray | Upload
 
@@ -64,11 +63,6 @@ class Strings:
             make("msetnx", self._msetnx, -3, write, "Set several values if no key exists", keys=(1, -1, 2)),
             make("append", self._append, 3, write, "Append to a value", value_at=2),
             make("setrange", self._setrange, 4, write, "Overwrite a part of a value", value_at=3),
-            make("incr", self._incr, 2, f"{write} fast", "Add one to a number"),
-            make("decr", self._decr, 2, f"{write} fast", "Take one from a number"),
-            make("incrby", self._incrby, 3, f"{write} fast", "Add to a number"),
-            make("decrby", self._decrby, 3, f"{write} fast", "Take from a number"),
-            make("incrbyfloat", self._incrbyfloat, 3, f"{write} fast", "Add to a number with a fraction"),
         ]
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -335,50 +329,6 @@ class Strings:
         else:
             self._keyspace.put(key, b"".join((old[:offset].ljust(offset, b"\0"), data, old[offset + len(data) :])))
         return size
-
-    # -- numbers ------------------------------------------------------------------------------------------------------
-
-    def _incr(self, link: Connection, args: list[Any]) -> None:
-        self._add(link, args[1], 1)
-
-    def _decr(self, link: Connection, args: list[Any]) -> None:
-        self._add(link, args[1], -1)
-
-    def _incrby(self, link: Connection, args: list[Any]) -> None:
-        self._add(link, args[1], to_integer(args[2]))
-
-    def _decrby(self, link: Connection, args: list[Any]) -> None:
-        amount = to_integer(args[2])
-        if amount == MIN_INTEGER:
-            raise CommandError("ERR decrement would overflow")
-        self._add(link, args[1], -amount)
-
-    def _number(self, key: bytes) -> bytes | bytearray | None:
-        """The value of a key that is to be a number."""
-        found = self._keyspace.look(key)
-        if found is None:
-            return None
-        if isinstance(found, int):
-            return b"too long for a number"
-        return found.buffer
-
-    def _add(self, link: Connection, key: bytes, amount: int) -> None:
-        raw = self._number(key)
-        value = (0 if raw is None else to_integer(raw)) + amount
-        if not MIN_INTEGER <= value <= MAX_INTEGER:
-            raise CommandError("ERR increment or decrement would overflow")
-        self._keyspace.put(key, b"%d" % value)
-        link.out.append(integer(value))
-
-    def _incrbyfloat(self, link: Connection, args: list[Any]) -> None:
-        raw = self._number(args[1])
-        old = floats.parse(b"0" if raw is None else raw)
-        amount = floats.parse(args[2])
-        if old is None or amount is None:
-            raise CommandError(NOT_A_FLOAT)
-        value = floats.show(floats.add(old, amount))
-        self._keyspace.put(args[1], value)
-        link.out.append(bulk(value))
 
 
 def _put_out(link: Connection, value: bytes | bytearray | memoryview) -> None:

@@ -100,12 +100,12 @@ async def test_what_has_expired_is_gone_also_when_nobody_asks(client):
     await client.send("PERSIST", "soon1")
     await client.send("SET", "soon2", "without an end")
     for key in ["large", "soon0", *[f"soon{number}" for number in range(3, 50)]]:
-        await client.send("PEXPIRE", key, 1)
-    await asyncio.sleep(0.01)
+        await client.send("PEXPIRE", key, 50)
+    await asyncio.sleep(0.06)
     assert len(await client.send("KEYS", "*")) == 52
     await client.node.server.keyspace.expire_due()
     assert await client.send("DBSIZE") == 52
-    assert client.node.server.keyspace.expired == 49
+    assert client.node.server.keyspace.expired >= 48, "unless the moment came before the command was done"
     await client.send("DSTORAGE.COMMIT")
     assert client.node.store.stats().chunks == 52
 

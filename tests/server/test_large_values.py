@@ -217,6 +217,8 @@ async def test_keys_have_a_longest_length(client):
     assert await client.send("GET", b"k" * 495) is None
     assert await client.send("DEL", b"k" * 495) == 0
     assert await client.send("EXISTS", "a") == 0
+    await client.send("DSTORAGE.COMMIT")
+    assert client.node.store.stats().chunks == 1
 
 
 async def test_a_lost_value_is_said_to_be_lost_and_can_be_replaced_and_deleted(make_node):

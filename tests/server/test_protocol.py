@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dstorage.server import protocol
+from dstorage.server import replies
 from dstorage.server.protocol import LARGE, LargeCommand, MemorySink, ProtocolError, RequestParser, split_inline
 
 
@@ -187,7 +187,7 @@ def test_inline_commands_have_quotes(line, words):
 
 
 def test_replies_are_encoded():
-    assert protocol.array([protocol.bulk(b"a"), protocol.integer(-1)]) == b"*2\r\n$1\r\na\r\n:-1\r\n"
-    assert protocol.mapping([(b"+a\r\n", b":1\r\n")], 3) == b"%1\r\n+a\r\n:1\r\n"
-    assert protocol.mapping([(b"+a\r\n", b":1\r\n")], 2) == b"*2\r\n+a\r\n:1\r\n"
-    assert protocol.error("ERR a\r\nb") == b"-ERR a  b\r\n"
+    assert replies.array([replies.bulk(b"a"), replies.integer(-1)]) == b"*2\r\n$1\r\na\r\n:-1\r\n"
+    assert replies.mapping([(b"+a\r\n", b":1\r\n")], 3) == b"%1\r\n+a\r\n:1\r\n"
+    assert replies.mapping([(b"+a\r\n", b":1\r\n")], 2) == b"*2\r\n+a\r\n:1\r\n"
+    assert replies.error("ERR a\r\nb") == b"-ERR a  b\r\n"

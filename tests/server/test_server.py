@@ -104,6 +104,33 @@ async def test_a_password_is_asked_for(make_node):
     assert await other.send("CLIENT", "GETNAME") == b"me"
 
 
+async def test_what_comes_behind_the_password_is_taken_as_from_a_friend(make_node):
+    node = await make_node(password=b"secret")
+    client = await node.client()
+    client.write("GET", "k")
+    client.write("AUTH", "secret")
+    client.write("MSET", *[part for number in range(20) for part in (f"k{number}", "v")])
+    client.write("SET", "large", b"x" * 40_000)
+    client.write("STRLEN", "large")
+    assert str(await client.receive()).startswith("NOAUTH")
+    assert [await client.receive() for _ in range(4)] == [b"OK", b"OK", b"OK", 40_000]
+    stranger = await node.client()
+    stranger.write("GET", "k")
+    stranger.write("MSET", *[part for number in range(20) for part in (f"k{number}", "v")])
+    assert str(await stranger.receive()).startswith("NOAUTH")
+    assert str(await stranger.receive()) == "ERR Protocol error: unauthenticated multibulk length"
+
+
+async def test_who_does_not_show_the_password_is_let_go(make_node, monkeypatch):
+    monkeypatch.setattr("dstorage.server.server.STRANGER_S", 0)
+    node = await make_node(password=b"secret")
+    friend, stranger = await node.client(), await node.client()
+    assert await friend.send("AUTH", "secret") == b"OK"
+    with pytest.raises(ConnectionResetError):
+        await stranger.receive()
+    assert await friend.send("PING") == b"PONG"
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 async def test_beyond_loopback_a_password_is_required(make_node, host):
     node = await make_node()
