@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 from pathlib import Path
 from typing import ClassVar
 
@@ -398,6 +399,35 @@ async def test_a_chunk_whose_key_is_not_known_is_no_wrong_bytes(keys):
         answer = (await bench.get(places))[1]
         assert isinstance(answer, CorruptData)
         assert "was not given" in str(answer)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("compress", [False, True])
+async def test_no_change_of_any_object_gives_wrong_bytes(keys, encrypted, compress):
+    store, rnd = MemoryStore(), random.Random(7)
+    options = keys(KEY) if encrypted else {}
+    async with opened(store, pack_bytes=2**16, compress=compress, **options) as bench:
+        chunks = {id: payload(id, size) for id, size in enumerate((1, 50, 700, 20_000, 65_536, 65_537, 200_000), 1)}
+        places = await bench.put(chunks)
+        for name, raw in objects(store).items():
+            for _ in range(25):
+                spoilt = bytearray(raw)
+                match rnd.randrange(4):
+                    case 0:
+                        spoilt[rnd.randrange(len(raw))] ^= 1 << rnd.randrange(8)
+                    case 1:
+                        del spoilt[rnd.randrange(len(raw)) :]
+                    case 2:
+                        spoilt += rnd.randbytes(rnd.randrange(1, 200))
+                    case 3:
+                        at = rnd.randrange(len(raw))
+                        spoilt[at : at + 40] = rnd.randbytes(len(spoilt[at : at + 40]))
+                obstore.put(store, name, bytes(spoilt))
+                for id, answer in (await bench.get(places)).items():
+                    assert answer == chunks[id] or isinstance(answer, CorruptData), f"{name} {id}: {answer!r:.100}"
+            obstore.put(store, name, raw)
+        assert await bench.get(places) == chunks
+        assert bench.controller.status is ControllerStatus.OK
 
 
 # -- crashes and copies --------------------------------------------------------------------------------------------------
