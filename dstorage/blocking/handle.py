@@ -146,7 +146,8 @@ class Handle:
         Returns:
             The handle itself.
         """
-        self.store.loop.call_sync(self.store.inner.table.get, self.id)
+        table = self.store.inner.table
+        self.store.loop.call(lambda call: call.done(table.get(self.id)), AsyncHandle.release)
         return self
 
     def release(self) -> None:
@@ -267,4 +268,4 @@ class Edit:
         if edit is None:
             raise UsageError("this edit is over: call handle.edit() again")
         # Without the traceback, whose frames hold the view on the copy.
-        self._handle.store.loop.call_sync(edit.__exit__, kind, None, None)
+        self._handle.store.loop.finish(edit.__exit__, kind, None, None)

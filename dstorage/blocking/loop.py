@@ -206,6 +206,22 @@ class LoopThread:
 
         return self.call(begin)
 
+    def finish(self, function: Callable[..., object], *args: Any) -> None:
+        """`call_sync` of what must happen to end something: an interrupt breaks the wait, not the call."""
+        due = [function]
+
+        def once() -> None:
+            if due:
+                due.pop()(*args)
+
+        try:
+            self.call_sync(once)
+        except BaseException:
+            # It may have been called or not, and is not called twice.
+            with contextlib.suppress(ClosedError, RuntimeError):  # The loop may end this moment.
+                self.post(once)
+            raise
+
     def run(
         self, work: Callable[..., Coroutine[Any, Any, T]], *args: Any, undo: Callable[[T], object] | None = None
     ) -> T:

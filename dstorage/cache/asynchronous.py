@@ -28,10 +28,10 @@ from dstorage.cache.core import ANYTHING, Core, add_up
 from dstorage.cache.keys import Key
 from dstorage.cache.loading import load
 from dstorage.cache.memoize import AsyncDecorator, Memo, MemoizeOptions, memoized_coroutine, named
-from dstorage.cache.records import NEVER
+from dstorage.cache.records import NEVER, Names
 from dstorage.cache.report import CacheEntryInfo, CacheStats, info_of
 from dstorage.cache.transaction import AsyncCacheTransaction, Turns
-from dstorage.cache.values import Codec, Encoded, Kind, Serializer
+from dstorage.cache.values import Codec, Kind, Serializer, absence
 from dstorage.errors import InvalidArgumentError, UsageError
 from dstorage.paging.budget import parse_bytes
 from dstorage.store import Store
@@ -93,6 +93,7 @@ class AsyncCache:
         if not 0 < reap_interval < NEVER:
             raise InvalidArgumentError(f"reap_interval={reap_interval}: give seconds > 0")
         self._place = place
+        Names(name)  # With the arguments checked before anything is made on the disk.
         self._name = name
         self._limit = size_limit if size_limit is KEEP else _parse_limit(size_limit)
         self._codec = Codec(serializer)
@@ -310,7 +311,7 @@ class AsyncCache:
         """Remember for `expire` seconds that there is no value for `key`: `get` still gives the default, and `missing` says
         why. Any value it had is removed.
         """
-        await self.core.write(key, Encoded(Kind.ABSENT, reason.encode()), expire=expire)
+        await self.core.write(key, absence(reason), expire=expire)
 
     async def missing(self, key: Key) -> str | None:
         """The reason given to `set_missing` while it is remembered, else None."""
@@ -539,9 +540,7 @@ class AsyncCache:
     def __repr__(self) -> str:
         if self._core is None:
             return f"<AsyncCache {self._name!r}, not open>"
-        return (
-            f"<AsyncCache {self._name!r} in {str(self.store.path)!r}, {len(self._core.live)} entries, {self.volume} B>"
-        )
+        return f"<AsyncCache {self._core!r}>"
 
 
 def _parse_limit(limit: int | str | None) -> int | None:

@@ -85,7 +85,9 @@ class Chunks:
         Returns:
             Their ids, in order. If it fails, nothing is left.
         """
-        view = memoryview(payload).cast("B")
+        view = memoryview(payload)
+        # What has a zero in its shape cannot be cast.
+        view = view.cast("B") if view.nbytes else memoryview(b"")
         step = self.part_bytes
         ids: list[int] = []
         try:

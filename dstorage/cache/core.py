@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Final
@@ -89,6 +90,13 @@ class Core:
         self.closed = True
         self.live = {}
         _open.get(self.store, set()).discard(self.name)
+
+    def __repr__(self) -> str:
+        try:
+            self.check_open()
+        except ClosedError:
+            return f"{self.name!r} in {str(self.store.path)!r}, closed"
+        return f"{self.name!r} in {str(self.store.path)!r}, {len(self.live)} entries, {self.entries.volume} B"
 
     # -- settings -----------------------------------------------------------------------------------------------------
 
@@ -399,7 +407,7 @@ _open: weakref.WeakKeyDictionary[Store, set[str]] = weakref.WeakKeyDictionary()
 
 def check_expire(expire: float | None) -> None:
     """Raise unless `expire` is None or seconds from now."""
-    if expire is not None and not 0 <= expire < math.inf:
+    if expire is not None and not (isinstance(expire, numbers.Real) and 0 <= expire < math.inf):
         raise InvalidArgumentError(f"expire={expire!r}: give seconds from now, or None for never")
 
 

@@ -10,11 +10,12 @@ one, unless it was looked at since it last came by.
 from __future__ import annotations
 
 import heapq
+import itertools
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-from dstorage.cache.keys import Key, encode_key, encode_prefix
+from dstorage.cache.keys import Key, encode_key, encode_prefix, exact
 from dstorage.cache.records import NEVER, Entry
 from dstorage.cache.values import Kind
 
@@ -41,6 +42,7 @@ class Entries:
         self._hand: deque[Entry] = deque()
         self._expiring = 0
         self._expiries: list[tuple[float, int, Entry]] = []
+        self._number = itertools.count()
         self._sorted: list[tuple[bytes, Key]] | None = None
         self._added: list[Key] = []
 
@@ -64,7 +66,8 @@ class Entries:
             if len(self._expiries) > 2 * self._expiring + _SLACK:
                 self._expiries = [item for item in self._expiries if self.live.get(item[2].key) is item[2]]
                 heapq.heapify(self._expiries)
-            heapq.heappush(self._expiries, (entry.expires, entry.id, entry))
+            # Numbered, for a key touched twice in one moment has two entries with the same time and id.
+            heapq.heappush(self._expiries, (entry.expires, next(self._number), entry))
         if len(self._hand) > 2 * len(self.live) + _SLACK:
             self._hand = deque(entry for entry in self._hand if self.live.get(entry.key) is entry)
         self._hand.append(entry)
@@ -122,7 +125,7 @@ class Entries:
 
     def tagged(self, tag: Key) -> list[Key]:
         """Keys with this tag, in the order they were written."""
-        return list(self._tags.get(tag, ()))
+        return list(self._tags.get(exact(tag), ()))
 
     def tags(self) -> list[Key]:
         """All tags there are."""

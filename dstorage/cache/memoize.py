@@ -24,7 +24,7 @@ from dstorage.cache.core import Core, TooLargeError, check_expire
 from dstorage.cache.flights import Abandoned, Flights
 from dstorage.cache.keys import Key
 from dstorage.cache.records import NEVER, Entry
-from dstorage.cache.values import Encoded, Kind
+from dstorage.cache.values import Kind, absence
 from dstorage.errors import DStorageError, InvalidArgumentError, MemoryUnavailable
 
 P = ParamSpec("P")
@@ -33,8 +33,10 @@ R = TypeVar("R", covariant=True)
 Answer = tuple[Entry, bytes | bytearray] | None
 
 
-class Missing(DStorageError, LookupError):
+class Missing(DStorageError, KeyError):
     """A memoized function said a while ago that there is no such thing, and that is remembered still."""
+
+    __str__ = Exception.__str__  # KeyError's own is for keys, and quotes the text
 
 
 class MemoizeOptions(TypedDict, total=False):
@@ -49,7 +51,7 @@ class MemoizeOptions(TypedDict, total=False):
         early: Recompute before a result expires, the sooner the longer it took and the larger this is: 1.0 is a good value,
             0 (the default) is never. Who draws the lot computes, the others are served the old one; if it fails, so is he.
         misses: Remember for so many seconds that the function raised `LookupError` (`KeyError` and the like): who asks
-            meanwhile gets `dstorage.Missing`, which is one. By default no failure is remembered.
+            meanwhile gets `dstorage.Missing`, which is a `KeyError`. By default no failure is remembered.
     """
 
     name: str | None
@@ -159,7 +161,7 @@ class Memo:
         core.misses.add()
         if self.misses is not None:
             reason = f"{type(error).__name__}: {error}"
-            await core.write(key, Encoded(Kind.ABSENT, reason.encode()), expire=self.misses)
+            await core.write(key, absence(reason), expire=self.misses)
 
 
 def memoized_coroutine(

@@ -7,6 +7,7 @@ in the cache at all, is answered in the calling thread: the index is a dict whos
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import os
@@ -27,7 +28,7 @@ from dstorage.cache.memoize import Answer, Memo, Memoized, MemoizeOptions, memoi
 from dstorage.cache.report import CacheEntryInfo, CacheStats
 from dstorage.cache.transaction import AsyncCacheTransaction
 from dstorage.cache.values import Encoded, Kind, Serializer
-from dstorage.errors import InvalidArgumentError
+from dstorage.errors import ClosedError, InvalidArgumentError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -113,8 +114,10 @@ class Cache:
 
     def close(self) -> None:
         """Commit and give everything back; a store that was given stays open. Idempotent."""
-        if not self._core.closed:
-            self._loop.run(self.inner.close)
+        # If the store is closed, or the parent's, there is nothing left to do.
+        with contextlib.suppress(ClosedError):
+            if not self._core.closed:
+                self._loop.run(self.inner.close)
         if self._own is not None:
             self._own.close()
 
@@ -409,9 +412,7 @@ class Cache:
         return self._loop.run(lambda: work(*args, **options))
 
     def __repr__(self) -> str:
-        return (
-            f"<Cache {self._core.name!r} in {str(self.store.path)!r}, {len(self._core.live)} entries, {self.volume} B>"
-        )
+        return f"<Cache {self._core!r}>"
 
 
 class CacheTransaction:
@@ -430,13 +431,24 @@ class CacheTransaction:
 
     def __enter__(self) -> Self:
         """Wait for the transaction before, and begin; see `AsyncCacheTransaction`."""
-        inner = self._cache.inner.transaction(durable=self._durable, wait=self._wait, owner=threading.get_ident())
-        # Who is interrupted meanwhile has not begun it.
-        self._inner = self._loop.call(lambda call: call.run(inner.__aenter__()), AsyncCacheTransaction.abort)
+        self._inner = self._cache.inner.transaction(durable=self._durable, wait=self._wait, owner=threading.get_ident())
+        with self._over_if_interrupted():
+            self._loop.run(self._inner.__aenter__)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._loop.run(self._inner.__aexit__, kind, None, None)
+        with self._over_if_interrupted():
+            self._loop.run(self._inner.__aexit__, kind, None, None)
+
+    @contextlib.contextmanager
+    def _over_if_interrupted(self) -> Iterator[None]:
+        """Whose wait is interrupted cannot know how far it came: let nobody wait for a transaction that has no end."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(ClosedError, RuntimeError):  # The loop may end this moment.
+                self._loop.post(self._inner.abort)
+            raise
 
     def get(self, key: Key, default: Any = None) -> Any:
         """The value of `key`, or `default`.

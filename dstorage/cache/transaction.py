@@ -93,8 +93,10 @@ class AsyncCacheTransaction:
             await core.store.commit()
 
     def abort(self) -> None:
-        """End it without changing anything (what is published is changed already)."""
-        core = self._under_way
+        """End it without changing anything (what is published is changed already). Idempotent."""
+        core = self._core
+        if core is None:
+            return
         self._core = None
         self._turns.give_back()
         # If the store is closed, what is pending is deleted at its next opening.

@@ -23,6 +23,7 @@ import enum
 import functools
 import json
 import math
+import mmap
 import pickle
 import struct
 import sys
@@ -112,6 +113,11 @@ class Encoded(NamedTuple):
         return len(payload) if payload.__class__ is bytes else memoryview(payload).nbytes
 
 
+def absence(reason: str) -> Encoded:
+    """A remembered miss, as it is kept."""
+    return Encoded(Kind.ABSENT, reason.encode("utf-8", "surrogatepass"))
+
+
 class Codec:
     """Makes payloads of values, and values of payloads.
 
@@ -194,6 +200,7 @@ _SIMPLE: Mapping[type, Callable[[Any], Encoded]] = {
     bytes: lambda value: Encoded(Kind.BYTES, value, own=False),
     bytearray: lambda value: Encoded(Kind.BYTES, value, own=False),
     memoryview: lambda value: Encoded(Kind.BYTES, value if value.c_contiguous else bytes(value), own=False),
+    mmap.mmap: lambda value: Encoded(Kind.BYTES, memoryview(value), own=False),
     str: lambda value: Encoded(Kind.STR, value.encode("utf-8", "surrogatepass")),
     int: lambda value: Encoded(Kind.INT, _int_payload(value)),
     float: lambda value: Encoded(Kind.FLOAT, _DOUBLE.pack(value)),
@@ -287,5 +294,5 @@ _DECODERS: Mapping[Kind, Callable[[bytes | bytearray], Any]] = {
     Kind.NONE: _decode_none,
     Kind.ARRAY: _decode_array,
     Kind.SCALAR: lambda payload: _decode_array(payload)[()],
-    Kind.ABSENT: lambda payload: payload.decode("utf-8", "replace"),
+    Kind.ABSENT: lambda payload: payload.decode("utf-8", "surrogatepass"),
 }

@@ -635,6 +635,33 @@ def test_an_edit_that_was_begun_for_nobody_is_dropped(store, interrupted, monkey
     assert store.stats().used == 5
 
 
+def test_an_edit_whose_end_is_interrupted_ends(store, monkeypatch):
+    handle = store.create(b"bytes")
+    edit = handle.edit()
+    edit.__enter__()[:] = b"BYTES"
+
+    def wait(call):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Call, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        edit.__exit__(None, None, None)
+    monkeypatch.undo()
+    store.stats()  # The loop gets to it before it answers this.
+    assert bytes(handle.get()) == b"BYTES"
+    assert store.info(handle.id).refs == 0
+    assert store.stats().used == 5
+
+
+def test_a_reference_taken_for_nobody_is_given_back(store, interrupted, monkeypatch):
+    handle = store.create(b"bytes")
+    interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        handle.acquire()
+    monkeypatch.undo()
+    assert store.info(handle.id).refs == 0
+
+
 # -- the end --------------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import os
 import warnings
 
@@ -244,9 +245,14 @@ async def test_what_is_no_key_is_refused_by_every_call(cache, key):
         await cache.set(key, 1)
     with pytest.raises(InvalidArgumentError, match="keys are"):
         key in cache  # noqa: B015
+    with pytest.raises(InvalidArgumentError, match="keys are"):
+        await cache.evict(key)
+    if key is not None:
+        with pytest.raises(InvalidArgumentError, match="keys are"):
+            cache.keys(tag=key)
 
 
-@pytest.mark.parametrize("expire", [-1, float("nan"), float("inf")])
+@pytest.mark.parametrize("expire", [-1, float("nan"), float("inf"), "10", datetime.timedelta(1)])
 async def test_what_is_no_time_is_refused(cache, expire):
     with pytest.raises(InvalidArgumentError, match="expire"):
         await cache.set("a", 1, expire=expire)

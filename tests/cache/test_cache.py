@@ -218,6 +218,16 @@ def test_closed_says_so(tmp_path):
         len(cache)
     with pytest.raises(ClosedError):
         cache.set("a", 1)
+    assert repr(cache).endswith("closed>")
+
+
+def test_a_cache_may_be_closed_after_its_store(tmp_path):
+    with dstorage.blocking.open(tmp_path / "s", budget="4M", pressure=False) as store:
+        cache = Cache(store)
+        assert "0 entries" in repr(cache)
+    assert repr(cache).endswith("closed>")
+    cache.close()
+    cache.close()
 
 
 def test_a_store_that_is_given_stays_open(tmp_path):
@@ -237,8 +247,9 @@ def test_a_store_that_is_given_stays_open(tmp_path):
 
 
 def test_bad_arguments_make_no_directory(tmp_path):
-    with pytest.raises(InvalidArgumentError):
-        Cache(tmp_path / "c", serializer="yaml")
+    for bad in ({"serializer": "yaml"}, {"name": ""}, {"size_limit": "much"}, {"reap_interval": 0}):
+        with pytest.raises(InvalidArgumentError):
+            Cache(tmp_path / "c", **bad)
     assert not (tmp_path / "c").exists()
 
 
@@ -257,6 +268,8 @@ def _in_child(cache, queue):
             call()
         except Exception as error:
             said.append(type(error).__name__)
+    cache.close()
+    said.append(repr(cache)[-7:])
     queue.put(said)
 
 
@@ -267,7 +280,7 @@ def test_a_forked_child_is_told(cache):
     queue = context.SimpleQueue()
     child = context.Process(target=_in_child, args=(cache, queue))
     child.start()
-    assert queue.get() == ["ClosedError"] * 3
+    assert queue.get() == ["ClosedError"] * 3 + ["closed>"]
     child.join()
     queue.close()
     assert cache["a"] == 1

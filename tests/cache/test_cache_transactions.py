@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import numpy as np
 import pytest
 
 import dstorage
 from dstorage import AsyncCache, Cache, TransactionConflict
+from dstorage.blocking.loop import Call
 from dstorage.errors import InvalidArgumentError, TemporarilyUnavailable, UsageError
 
 
@@ -181,3 +183,43 @@ def test_threads_take_turns(tmp_path):
             transaction["to"] = 0
             raise ZeroDivisionError
         assert cache["to"] == 40
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """An interrupt strikes whoever waits for the loop, before or after it came to the call."""
+
+    def strike(*, answered):
+        def wait(call):
+            if answered:
+                call._answered.acquire()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Call, "wait", wait)
+
+    return strike
+
+
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("at", ["begin", "end"])
+def test_an_interrupted_transaction_is_over(tmp_path, interrupted, monkeypatch, at, answered):
+    with Cache(tmp_path / "c", budget="4M", pressure=False) as cache:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the block is what raises
+            if at == "begin":
+                interrupted(answered=answered)
+            with cache.transact() as transaction:
+                transaction.set_many({"a": bytes(200_000), "b": 1})
+                interrupted(answered=answered)
+        monkeypatch.undo()
+        assert ("a" in cache) == ("b" in cache)
+        with cache.transact(wait=0.1) as transaction:
+            transaction["next"] = 1
+        cache.clear()
+        cache.commit()
+        assert len(list(cache.store.ids())) == 1  # the settings
+
+
+async def test_an_empty_view_of_many_dimensions_is_a_value(cache):
+    async with cache.transact() as transaction:
+        await transaction.set("empty", memoryview(np.ones((0, 3))))
+    assert await cache["empty"] == b""

@@ -127,3 +127,16 @@ def test_queues_do_not_grow_with_rewriting(times):
         entries.put(Entry("a", id, Kind.BYTES, 1, expires=1e9 + id))
     assert len(entries._hand) < 100
     assert len(entries._expiries) < 100
+
+
+def test_a_key_touched_twice_in_one_moment_expires_once():
+    entries = Entries()
+    entry = Entry("a", 1, Kind.BYTES, 1, 5.0)
+    entries.put(entry)
+    for expires in (5.0, 5.0, 7.0, 5.0):
+        entry = entry.expiring(expires)
+        entries.put(entry)
+    assert entries.expired(4.0) is None
+    assert entries.expired(5.0) is entry
+    entries.remove(entry)
+    assert entries.expired(9.0) is None

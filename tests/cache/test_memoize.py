@@ -133,7 +133,7 @@ async def test_misses_are_remembered_for_a_while(cache, clock):
 
     with pytest.raises(KeyError):
         await find("x")
-    with pytest.raises(dstorage.Missing, match="KeyError: 'x'"):
+    with pytest.raises(dstorage.Missing, match=r"^KeyError: 'x'"):
         await find("x")
     assert calls == 1
     clock.advance(10)
@@ -303,15 +303,18 @@ def test_coroutine_functions_over_a_blocking_cache(blocking):
     assert calls == [1, -1]
 
 
-def test_misses_of_plain_functions(blocking):
+@pytest.mark.parametrize("name", [1, "\udc80 is a file's name"])
+def test_misses_of_plain_functions(blocking, name):
     @blocking.memoize(misses=5)
-    def find(n):
-        raise KeyError(n)
+    def find(name):
+        raise IndexError(name)
 
-    with pytest.raises(KeyError):
-        find(1)
-    with pytest.raises(dstorage.Missing):
-        find(1)
+    with pytest.raises(IndexError):
+        find(name)
+    with pytest.raises(dstorage.Missing) as missing:
+        find(name)
+    assert isinstance(missing.value, KeyError)
+    assert str(missing.value) == f"IndexError: {name}"
 
 
 @pytest.mark.parametrize(

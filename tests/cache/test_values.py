@@ -7,6 +7,7 @@ import contextlib
 import enum
 import io
 import math
+import mmap
 import pickle
 
 import numpy as np
@@ -48,6 +49,14 @@ def test_what_is_no_number_and_negative_zero_come_back():
 def test_bytes_like_values_come_back_as_bytes(value):
     assert back(value) == b"abc"
     assert type(back(value)) is bytes
+
+
+def test_a_mapped_file_is_bytes(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    with (tmp_path / "file").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        encoded = CODEC.encode(mapped)
+        assert (encoded.kind, encoded.size, bytes(encoded.payload)) == (Kind.BYTES, 3, b"abc")
+        del encoded
 
 
 def test_bytes_come_back_without_a_copy():
