@@ -16,8 +16,9 @@ from dstorage_controllers.internet.parts import INLINE_BYTES, Parts
 
 GAP_BYTES = 256 * 2**10
 """Up to so many bytes between two chunks of a pack are read along: they cost less than a second request."""
-RUN_BYTES = 2**20
-"""A run of chunks is read by requests of about this length: several side by side are faster than one."""
+RUN_BYTES = 2**20 + 2**16
+"""A run of chunks is read by requests of at most this length, a mebibyte and room for the seals: several side by side are faster
+than one."""
 
 
 class _Wanted(NamedTuple):
