@@ -130,6 +130,7 @@ class Store:
             on_failed=lambda page, error: self.resolver.on_failed(page, error),
             on_bad=lambda id, place: self._copier.found_bad(id, place),
             refresh=self._refresh,
+            stalled=lambda: self._writeback.stalled,
         )
         self.table = HandleTable(self, self._memory, options.max_handles, self._outages)
         self._handles = self.table.handles

@@ -484,6 +484,79 @@ async def test_no_memory_is_told_and_waiting_for_it_works(store):
         assert len(await waiting) == 600_000
 
 
+@pytest.mark.parametrize("stalled", [False, True])
+async def test_who_waits_for_room_that_writing_cannot_give_is_told(store, memory, stalled):
+    id = await stored(store)
+    # Dirty, so there is hope at first: but in use, or nobody takes it.
+    store._memory.dirty_limit = 2**20
+    full = [await store.create(bytes(2**18)) for _ in range(4)]
+    if stalled:
+        memory.write_error = dstorage.ControllerUnavailable("not now")
+        for handle in full:
+            handle.release()
+    with store.handle(id) as handle, pytest.raises(MemoryUnavailable):
+        await asyncio.wait_for(handle.get(), 5)
+    memory.write_error = None
+    for other in full:
+        if not stalled:
+            other.release()
+
+
+async def test_who_needs_little_room_does_not_wait_behind_who_needs_much(store, memory):
+    id = await stored(store)
+    memory.write_gate = asyncio.Event()
+    store._memory.dirty_limit = 2**20
+    full = [await store.create(bytes(2**18)) for _ in range(4)]
+    much = asyncio.create_task(store.create(bytes(2**19), wait=60))
+    await settle()
+    with store.handle(id) as handle:
+        reading = asyncio.create_task(handle.get())
+        await settle()
+        assert handle.status is Status.WAITING
+        full.pop().release()
+        memory.write_gate.set()
+        assert bytes(await asyncio.wait_for(reading, 5)) == DATA
+        assert not much.done()
+    for other in full:
+        other.release()
+    (await much).release()
+
+
+@pytest.mark.parametrize("together", [1, 3])
+async def test_what_a_plug_in_raises_or_answers_instead_of_bytes_is_unavailable(tmp_path, together):
+    class Careless(MemoryController):
+        broken = ""
+
+        def read_nowait(self, id, locator):
+            if self.broken == "raises":
+                raise KeyError(id)
+
+        async def read(self, requests):
+            return [None] * len(requests) if self.broken else await super().read(requests)
+
+    problems = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context["exception"]))
+    controller = Careless()
+    options = {"budget": 2**20, "commit_interval": None, "pressure": None}
+    async with dstorage.open(tmp_path, controllers=[controller], **options) as store:
+        ids = [await stored(store) for _ in range(together)]
+        evict(store)
+        for broken, kind in (("raises", KeyError), ("answers", TypeError)):
+            controller.broken = broken
+            handles = [store.handle(id) for id in ids]
+            answers = await asyncio.gather(*(handle.get() for handle in handles), return_exceptions=True)
+            assert {type(answer) for answer in answers} == {TemporarilyUnavailable}
+            assert {type(problem) for problem in problems} == {kind}
+            problems.clear()
+            controller.broken = ""
+            assert bytes(await handles[0].get(wait=5)) == DATA
+            for handle in handles:
+                handle.release()
+            store._outages.returned("memory")
+            evict(store)
+        assert store.stats().used == 0
+
+
 async def test_views_keep_bytes_that_left_and_are_counted_as_stray(store):
     id = await stored(store)
     handle = store.handle(id)

@@ -455,6 +455,22 @@ async def test_a_failed_sync_leaves_the_last_commit_and_keeps_the_changes(store,
     assert store._catalog.get(ids[0]).locator.size == 7
 
 
+async def test_a_write_that_was_refused_before_does_not_fail_a_commit_now(store, memory):
+    memory.write_error = ControllerUnavailable("not now")
+    handles = [await store.create(bytes(2**18), wait=0) for _ in range(2)]
+    flushing = [asyncio.create_task(handle.flush()) for handle in handles]
+    for _ in range(100):
+        await asyncio.sleep(0)
+        if any(write.refused for write in store._writeback._writing.values()):
+            break
+    memory.write_error = None
+    await store.commit()
+    await asyncio.gather(*flushing, return_exceptions=True)
+    assert not any(handle.dirty for handle in handles)
+    for handle in handles:
+        handle.release()
+
+
 async def test_cancelling_a_commit_leaves_it_going_on(store, memory):
     await fill(store, 3)
     memory.write_gate = asyncio.Event()

@@ -66,6 +66,7 @@ class PageIn:
         on_failed: Called with a page and what its waiters are to be told.
         on_bad: Called with an id and a place of it that is damaged or gone, when another place was read in its stead.
         refresh: Looks for a newer commit of another process (read-only stores); True if there may be one.
+        stalled: Whether no controller takes what is dirty, so that no room comes from writing.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class PageIn:
         on_failed: Callable[[Page, DStorageError], None],
         on_bad: Callable[[int, Record], None],
         refresh: Callable[[], bool],
+        stalled: Callable[[], bool],
     ) -> None:
         self._memory = memory
         self._index = index
@@ -90,6 +92,7 @@ class PageIn:
         self._on_failed = on_failed
         self._on_bad = on_bad
         self._refresh = refresh
+        self._stalled = stalled
         self._lanes: dict[int, _Lane] = {}
         self._underway: dict[Page, object] = {}
         """Page -> the token of its present read; an answer that carries another token is out of date."""
@@ -181,12 +184,18 @@ class PageIn:
                 await asyncio.sleep(RECHECK_S)
                 if memory.sweep():
                     memory.poke()
-                if memory.hopeful or any(isinstance(read, Record) for read in self._underway.values()):
+                writing = memory.hopeful and not self._stalled()
+                if writing or any(isinstance(read, Record) for read in self._underway.values()):
                     continue
                 for page, request in list(self._waiting.items()):
                     if self._waiting.get(page) is request:
                         del self._waiting[page], self._underway[page]
                         memory.abandon(request)
+                        if memory.reserve(request.size):
+                            # It only stood behind somebody who waits for more.
+                            memory.used -= request.size
+                            self.begin(page)
+                            continue
                         error = MemoryUnavailable(f"no room for chunk {page.id} ({request.size} bytes)")
                         self._give_up(page, error)
         finally:
@@ -206,8 +215,8 @@ class PageIn:
         self._underway[page] = record
         try:
             buffer = None if large_ahead else controller.read_nowait(page.id, record.locator)
-        except DStorageError as error:
-            self._failed(page, record, error)
+        except Exception as error:
+            self._failed(page, record, self._explain(page, self._registry[record.controller], error))
             return
         if buffer is not None:
             self._resolved(page, record, buffer)
@@ -255,8 +264,8 @@ class PageIn:
                 continue
             try:
                 buffer = controller.read_nowait(page.id, record.locator)
-            except DStorageError as error:
-                self._failed(page, record, error)
+            except Exception as error:
+                self._failed(page, record, self._explain(page, entry, error))
                 continue
             if buffer is None:
                 missed.append(read)
@@ -284,10 +293,11 @@ class PageIn:
             if lane.pending:
                 self._send(index, lane)
         for (page, record), answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Exception):
-                self._failed(page, record, self._explain(page, entry, answer))
-            else:
+            if isinstance(answer, Buffer):
                 self._resolved(page, record, answer)
+            else:
+                why = answer if isinstance(answer, Exception) else TypeError(f"it answered with {answer!r}")
+                self._failed(page, record, self._explain(page, entry, why))
         self._memory.poke()
 
     def _resolved(self, page: Page, record: Record, buffer: Buffer) -> None:

@@ -115,6 +115,8 @@ class WriteBack:
         queue = self._behind.setdefault(page.id, [])
         for write in (running, *queue):
             if write.buffer is buffer:
+                # A refusal from before somebody asked anew is no answer to that.
+                write.refused.clear()
                 if done is not None:
                     write.done.append(done)
                 return
