@@ -133,7 +133,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
                     raise
 
     def lend(self, key: Key) -> bytearray:
-        """The value itself, for whoever deletes the key next: mostly no copy, and until then no memory of the budget's.
+        """The value for whoever deletes the key next or `keeps` it: what was not written yet is no copy, and leaves the budget.
 
         Raises:
             KeyError, TemporarilyUnavailable, Lost, CorruptData: As for reading a copy.
@@ -142,9 +142,15 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
             place = self._places[key]
             self._not_gathered(key)
             if place.held is None and len(place.ids) == 1:
-                taken = self._store.call(_take, self._store.inner, place.ids[0])
-                place.ids, place.held = (), taken if isinstance(taken, bytearray) else bytearray(taken)
+                contents, taken = self._store.call(_take, self._store.inner, place.ids[0])
+                if not taken:
+                    return bytearray(contents)
+                place.ids, place.held = (), contents if isinstance(contents, bytearray) else bytearray(contents)
             return self[key] if place.held is None else place.held
+
+    def keeps(self, key: Key) -> bool:
+        """Whether what was lent is in the store still, so that it need not be stored again."""
+        return bool(self._places[key].ids)
 
     def __delitem__(self, key: Key) -> None:
         with self.lock:
@@ -264,11 +270,12 @@ async def _adopt(store: AsyncStore, pieces: Sequence[bytearray]) -> list[int]:
     return ids
 
 
-async def _take(store: AsyncStore, id: int) -> bytes | bytearray:
+async def _take(store: AsyncStore, id: int) -> tuple[Buffer, bool]:
+    """Contents of a chunk; if they were not written yet that is the end of it, and the second is True."""
     with store.table.get(id) as handle:
         await handle.get(wait=WAIT_S)
-        # Nothing is awaited in between, so it is still there.
-        return store.contents.take(handle)
+        # Nothing is awaited from here on, so it is still there.
+        return (store.contents.take(handle), True) if handle.dirty else (handle.data, False)
 
 
 async def _read(store: AsyncStore, ids: Sequence[int], size: int, length: int) -> bytearray:

@@ -214,6 +214,50 @@ def test_arrays_come_back_writable(buffer):
         array += 1
 
 
+def test_what_is_on_the_disk_is_not_written_again(buffer):
+    store = buffer.slow.data.d._store
+    for number in range(32):
+        buffer[number] = np.full(2**17, number, "f8")
+    for number in range(32):
+        assert buffer[number][0] == number
+    for id in list(store.ids()):
+        store.handle(id).flush()
+    before = store.stats().bytes_written
+    for _ in range(3):
+        for number in range(32):
+            assert buffer[number][0] == number
+    # A few were never on the disk when that was counted.
+    assert store.stats().bytes_written - before < 12 * 2**20
+    assert len(buffer) == 32
+    assert sorted(buffer) == list(range(32))
+
+
+def test_a_new_value_is_not_taken_for_the_one_that_was_spilled(buffer):
+    for round_ in range(3):
+        for number in range(32):
+            buffer[number] = np.full(2**17, 100 * round_ + number, "f8")
+        buffer[3] = np.full(2**20, 100 * round_ + 3, "f8")
+        for number in range(32):
+            assert buffer[number][0] == 100 * round_ + number
+        for number in range(0, 32, 2):
+            del buffer[number]
+        assert sorted(buffer) == list(range(1, 32, 2))
+    for key in list(buffer):
+        del buffer[key]
+    assert len(buffer) == len(buffer.slow.data.d) == 0
+    assert buffer.spilled_total == (0, 0)
+
+
+def test_values_changed_in_place_are_written_again_where_that_is_asked_for(tmp_path):
+    with SpillBuffer("8M", rewrite=True, worker_local_directory=str(tmp_path)) as buffer:
+        for _ in range(2):
+            for number in range(32):
+                if number not in buffer:
+                    buffer[number] = np.zeros(2**17)
+                buffer[number] += 1
+        assert [int(buffer[number][0]) for number in range(32)] == [2] * 32
+
+
 def test_one_larger_than_the_target_goes_straight_to_the_disk(buffer):
     buffer["a"] = np.arange(3 * 2**20, dtype="u8")
     assert list(buffer.memory) == []
