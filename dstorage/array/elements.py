@@ -173,6 +173,8 @@ class Elements:
         draft = await self._tiles.draft(self._layout.number(piece.place), keep=not discard)
         try:
             tile = self._begun(draft, selection.raw_shape, keep=not discard)
+            if discard:
+                np.frombuffer(draft.buffer, np.uint8)[...] = 0
             part = selection.result(tile)
             yield part
             # It belongs to the store from now on.

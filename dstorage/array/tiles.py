@@ -13,7 +13,9 @@ entry in the tree come into being in one step of the store's loop, so no commit 
 
 from __future__ import annotations
 
+import ctypes
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
@@ -145,7 +147,8 @@ class Tiles:
             keep: The present contents are wanted: they are `Draft.source`. Otherwise they are not even read.
 
         Returns:
-            A draft of zeros, to be given to `publish` or to `drop`.
+            A draft whose contents are undefined, all of it to be filled before it is given to `publish`, or to be given to
+            `drop`.
 
         Raises:
             MemoryUnavailable: No room.
@@ -173,7 +176,7 @@ class Tiles:
 
         handle, source = await self._access.run(begin, undo)
         try:
-            buffer = bytearray(size)
+            buffer = fresh_buffer(size)
         except BaseException:
             self._access.post(lambda: self._drop(size, handle))
             raise
@@ -266,6 +269,21 @@ class Tiles:
             finally:
                 if left:
                     store.contents.drop_reserved(NODE_BYTES)
+
+
+_allocate = None
+if sys.implementation.name == "cpython":
+    _allocate = ctypes.pythonapi.PyByteArray_FromStringAndSize
+    _allocate.restype = ctypes.py_object
+    _allocate.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
+
+
+def fresh_buffer(size: int) -> bytearray:
+    """A buffer whose contents are undefined: a bytearray of zeros is zeroed with the interpreter locked."""
+    if _allocate is None:
+        return bytearray(size)
+    buffer: bytearray = _allocate(None, size)
+    return buffer
 
 
 # -- the tree as a whole ----------------------------------------------------------------------------------------------
