@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
 
 from dstorage.handle import Handle, Status
 
@@ -17,6 +19,9 @@ FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 15.0
 MAX_REMEMBERED = 4096
 """Unreferenced unavailable handles kept, so that asking again soon is answered from memory."""
+
+LOOKED_AT = 8
+"""Of the oldest, to find one that can be forgotten."""
 
 
 class Patient:
@@ -61,7 +66,7 @@ class Outages:
     def __init__(self, *, retry: Callable[[Handle], None], drop: Callable[[Handle], None]) -> None:
         self._retry = retry
         self._drop = drop
-        self._outages: dict[Handle, Outage] = {}
+        self._outages: OrderedDict[Handle, Outage] = OrderedDict()
         self._random = random.Random()  # noqa: S311 - jitter, no secret
 
     def __len__(self) -> int:
@@ -162,7 +167,9 @@ class Outages:
             self._retry(handle)
 
     def _forget_oldest(self) -> None:
-        for handle, outage in self._outages.items():
+        for handle, outage in list(islice(self._outages.items(), LOOKED_AT)):
             if not handle.refs and not outage.patients:
                 self._drop(handle)
                 return
+            # Its turn comes again after all others, so that those in use are not gone through each time.
+            self._outages.move_to_end(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import time
 
 from dstorage.errors import MemoryUnavailable
 from dstorage.paging.memory import Memory, RoomRequest
@@ -21,6 +22,8 @@ class Room:
         self._memory = memory
         self._writeback = writeback
         self._table = table
+        self._holders = ""
+        self._look_again = 0.0
 
     async def reserve(self, size: int, id: int, wait: float | None, *, dirty: bool = True) -> None:
         """Reserve room, waiting for write-back, and up to `wait` seconds for references.
@@ -94,11 +97,19 @@ class Room:
     def error(self, what: str) -> MemoryUnavailable:
         """A MemoryUnavailable that says who holds the most."""
         memory = self._memory
-        held = [handle for handle in self._table.handles.values() if handle.refs and handle.buffer is not None]
-        most = ", ".join(f"{h.id} ({h.size} B, {h.refs} refs)" for h in heapq.nlargest(5, held, key=lambda h: h.size))
+        began = time.perf_counter()
+        if began >= self._look_again:
+            self._holders = self._find_holders()
+            # With many handles it takes long, and where one call fails many do: they are told what the first was.
+            self._look_again = began + 10 * (time.perf_counter() - began)
         short = "" if memory.limit >= memory.budget else f" (budget {memory.budget}; the machine is short of memory)"
         return MemoryUnavailable(
             f"{what}: {memory.used} of {memory.limit} bytes{short} in use, {memory.dirty_bytes} dirty (at most "
-            f"{memory.dirty_limit}), {memory.stray_bytes} held by stray views; {len(held)} chunks are referenced"
-            f"{f', the largest: {most}' if most else ''}. Release handles, pass wait=seconds, or raise the budget"
+            f"{memory.dirty_limit}), {memory.stray_bytes} held by stray views; {self._holders}. Release handles, pass "
+            "wait=seconds, or raise the budget"
         )
+
+    def _find_holders(self) -> str:
+        held = [handle for handle in self._table.handles.values() if handle.refs and handle.buffer is not None]
+        most = ", ".join(f"{h.id} ({h.size} B, {h.refs} refs)" for h in heapq.nlargest(5, held, key=lambda h: h.size))
+        return f"{len(held)} chunks are referenced{f', the largest: {most}' if most else ''}"

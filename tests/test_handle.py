@@ -413,6 +413,23 @@ async def test_unavailable_is_remembered_until_the_next_try(store, memory):
         assert handle.retry_at == caught.value.retry_at
 
 
+async def test_only_so_many_are_remembered_that_nobody_holds(store, memory, monkeypatch):
+    monkeypatch.setattr("dstorage.outage.MAX_REMEMBERED", 16)
+    ids = [await stored(store) for _ in range(60)]
+    memory.set_unavailable(True)
+    held = [store.handle(id) for id in ids[:20]]
+    for id in ids:
+        with store.handle(id) as handle:
+            handle.resolve()
+    # Those in use are no reason to keep the others.
+    assert store.stats().unavailable <= 20 + 16
+    assert all(handle.retry_at is not None for handle in held)
+    memory.set_unavailable(False)
+    for handle in held:
+        assert bytes(await handle.get(wait=1)) == DATA
+        handle.release()
+
+
 async def test_those_who_asked_to_wait_are_told_the_moment_the_controller_returns(store, memory):
     id = await stored(store)
     memory.set_unavailable(True)
