@@ -86,26 +86,29 @@ class Bulk:
         waiting = iter(ids)
         asked: dict[Handle, int] = {}
         in_flight = 0
-        exhausted = False
+        id = next(waiting, None)
         try:
             while True:
                 while (
-                    not exhausted
+                    id is not None
                     and (not asked or in_flight < self._memory.limit * IN_FLIGHT_SHARE)
                     and len(asked) < MAX_ASKED
                 ):
-                    id = next(waiting, None)
-                    if id is None:
-                        exhausted = True
+                    try:
+                        handle = self._store.handle(id)
+                    except TooManyHandles:
+                        if not asked:
+                            raise
+                        # Its turn comes when one of those has been let go.
                         break
-                    handle = self._store.handle(id)
                     if handle in asked:
                         handle.release()
-                        continue
-                    record = self._index.get(id)
-                    asked[handle] = record.locator.size if record is not None else handle.size
-                    in_flight += asked[handle]
-                    handle.resolve(arrived.put_nowait, wait=wait)
+                    else:
+                        record = self._index.get(id)
+                        asked[handle] = record.locator.size if record is not None else handle.size
+                        in_flight += asked[handle]
+                        handle.resolve(arrived.put_nowait, wait=wait)
+                    id = next(waiting, None)
                 if not asked:
                     return
                 handle = await arrived.get()
@@ -127,7 +130,7 @@ class Bulk:
         Raises:
             TemporarilyUnavailable, Lost, Deleted, MemoryUnavailable: The first that failed; no reference is left.
         """
-        handles = [self._store.handle(id) for id in ids]
+        handles = self._handles(ids)
         done = asyncio.get_running_loop().create_future()
         left = len(handles)
 
@@ -145,6 +148,17 @@ class Bulk:
             for handle in handles:
                 if handle.buffer is None:
                     raise handle.failure()
+        except BaseException:
+            for handle in handles:
+                handle.release()
+            raise
+        return handles
+
+    def _handles(self, ids: Iterable[int]) -> list[Handle]:
+        """Handles of all `ids`, or of none."""
+        handles: list[Handle] = []
+        try:
+            handles.extend(map(self._store.handle, ids))
         except BaseException:
             for handle in handles:
                 handle.release()
@@ -169,7 +183,7 @@ class Bulk:
         enough = len(ids) if n is None else n
         if not 0 <= enough <= len(ids):
             raise InvalidArgumentError(f"n={n}: wait for 0 to {len(ids)} of {len(ids)} chunks")
-        handles = [self._store.handle(id) for id in ids]
+        handles = self._handles(ids)
         came: list[Handle] = []
         done = asyncio.get_running_loop().create_future()
         left = len(handles)

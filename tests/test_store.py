@@ -688,6 +688,25 @@ async def test_resolve_each_gives_more_than_memory_holds(tmp_path, memory):
         assert store.stats().handles <= 60
 
 
+async def test_many_at_once_keep_to_the_limit_on_handles(tmp_path, memory):
+    async with opening(tmp_path, memory, max_handles=8) as store:
+        ids = await fill(store, 40, size=100)
+        await store.commit()
+        assert sorted([handle.id async for handle in store.resolve_each(ids)]) == ids
+        with pytest.raises(TooManyHandles):
+            await store.resolve_all(ids)
+        with pytest.raises(TooManyHandles):
+            await store.wait(ids, 1)
+        with pytest.raises(InvalidArgumentError):
+            await store.resolve_all([*ids[:3], 0])
+        held = [store.handle(id) for id in ids[:8]]
+        with pytest.raises(TooManyHandles):
+            await anext(aiter(store.resolve_each(ids[8:])))
+        for handle in held:
+            handle.release()
+        assert not any(handle.refs for handle in store.table.handles.values())
+
+
 async def test_resolve_all_is_all_or_nothing(store):
     ids = await fill(store, 5)
     handles = await store.resolve_all(ids)
