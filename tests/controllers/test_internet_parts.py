@@ -184,6 +184,13 @@ def test_the_delay_of_a_second_request_is_measured_for_each_class_of_lengths():
     assert hedging.delay(10_000_000) == 7.0
 
 
+def test_where_all_take_about_as_long_nobody_is_late():
+    hedging = Hedging(7.0)
+    for at in range(ENOUGH * 4):
+        hedging.measured(1000, 0.1 + at % 10 / 100)
+    assert hedging.delay(1000) == pytest.approx(0.3, abs=0.02)
+
+
 def test_second_requests_are_a_small_share_of_all():
     hedging = Hedging(7.0)
     assert sum(hedging.take() for _ in range(1000)) == BURST

@@ -76,7 +76,7 @@ class InternetController(Controller):
         key_env: Environment variable with those keys, separated by blanks, instead of a file.
         connections: Most objects on their way at a time, in and out each; fewer while they do not make it in time.
         timeout: Seconds after which what the bucket has not answered, retries included, counts as unavailable.
-        hedge: Whether a read that takes longer than 95 of 100 others is asked for a second time.
+        hedge: Whether a read that takes much longer than others is asked for a second time, one in twenty at most.
         store: obstore's view of the bucket, for tests.
 
     Raises:
