@@ -30,9 +30,9 @@ from dstorage.server.sessions import BEFORE_PASSWORD, Sessions, digest
 from dstorage.server.strings import Strings
 from dstorage.store import Store
 
-RECEIVE_BYTES = 64 * 1024
+RECEIVE_BYTES = 256 * 1024
 """What is read from a socket at a time; one buffer serves all connections."""
-LEAST_PIECE = 2 * RECEIVE_BYTES
+LEAST_PIECE = RECEIVE_BYTES
 MOST_PIECE = 2**20
 PIECES_IN_BUDGET = 32
 """A piece of a long value is at most this part of the budget."""

@@ -9,7 +9,7 @@ from dstorage.errors import DStorageError
 from dstorage.server.chunks import Absent
 from dstorage.server.command import TOO_LONG, Command, CommandError, Work, to_integer
 from dstorage.server.expiry import MILLISECONDS, SECONDS, Expiry, to_moment
-from dstorage.server.keyspace import LARGE_VALUE, Keyspace
+from dstorage.server.keyspace import LARGE_VALUE, Keyspace, now
 from dstorage.server.large import Reading, Upload
 from dstorage.server.protocol import MAX_BULK
 from dstorage.server.replies import CRLF, OK, bulk, integer
@@ -70,10 +70,11 @@ class Strings:
     def _get(self, link: Connection, args: list[Any]) -> Work | None:
         key = args[1]
         handle = self._hot.get(key)
-        if handle is not None and (buffer := handle.buffer) is not None and key not in self._expires:
-            handle.hot = True
+        if handle is not None and (buffer := handle.buffer) is not None:
+            moment = self._expires.get(key)
             size = len(buffer)
-            if size < LARGE_REPLY:
+            if size < LARGE_REPLY and (moment is None or moment > now()):
+                handle.hot = True
                 link.out.append(b"$%d\r\n%b\r\n" % (size, buffer))  # type: ignore[str-format]  # any buffer will do
                 return None
         return self._reply(link, key)

@@ -11,7 +11,7 @@ import pytest
 from dstorage.server.large import Manifest
 from dstorage.server.server import Limits
 
-PIECE = 128 * 1024
+PIECE = 256 * 1024
 
 
 async def tight(make_node, **options):
@@ -42,7 +42,7 @@ async def test_a_value_larger_than_memory_goes_in_and_comes_out(make_node):
     assert peak <= 4 * 2**20
     assert node.server.buffered == 0
     await client.send("DSTORAGE.COMMIT")
-    assert node.store.stats().chunks == 128 + 1
+    assert node.store.stats().chunks == 64 + 1
     assert await client.send("GETDEL", "k") == value
     await client.send("DSTORAGE.COMMIT")
     assert node.store.stats().chunks == 0
