@@ -10,7 +10,7 @@ import json
 import math
 import numbers
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from dstorage.cache.chunks import Chunks, runs
@@ -312,20 +312,23 @@ class Core:
         expires = NEVER if expire is None else self.clock() + expire
         return Entry(key, ids[0], encoded.kind, encoded.size, expires, tag, cost, encoded.serializer, runs(ids))
 
-    def publish(self, entries: list[Entry]) -> None:
-        """Let entries stand for their keys, all in this step; what is too much after that leaves."""
+    def publish(self, entries: list[Entry], removed: Sequence[Entry] = ()) -> None:
+        """Let entries stand for their keys and remove others, all in this step; what is too much after that leaves."""
         # Somebody may have closed it while its value was written.
         self.check_open()
         named = [(entry, self.names.of_entry(entry)) for entry in entries]
         store = self.store
-        for entry, names in named:
-            former = self.entries.put(entry)
+        formers = self.entries.change(entries, removed)
+        for (entry, names), former in zip(named, formers, strict=True):
             if former is not None:
                 self.unname(former)
                 if former.id != entry.id:
                     self.delete(former)
             for name in names:
                 store.set_name(name, entry.id)
+        for entry in removed:
+            self.unname(entry)
+            self.delete(entry)
         if self.size_limit is not None and self.entries.volume > self.size_limit:
             self.cull(entries[-1] if entries else None)
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from dstorage.cache.keys import Key, encode_key, encode_prefix, exact
 from dstorage.cache.records import NEVER, Entry
@@ -50,13 +51,34 @@ class Entries:
 
     def put(self, entry: Entry) -> Entry | None:
         """Let `entry` stand for its key; returns the one that did."""
+        former = self.live.get(entry.key)
+        self.live[entry.key] = entry
+        self._came(entry, former)
+        return former
+
+    def change(self, entries: Sequence[Entry], removed: Sequence[Entry]) -> list[Entry | None]:
+        """Let `entries` stand for their keys and forget `removed`, which no other thread sees half done.
+
+        Returns:
+            The ones that stood for the keys of `entries`.
+        """
+        formers = [self.live.get(entry.key) for entry in entries]
+        after = {entry.key: entry for entry in entries}
+        after |= {entry.key: entry.expiring(-math.inf) for entry in removed}
+        # No other thread runs while the interpreter does this.
+        self.live.update(after)
+        for entry, former in zip(entries, formers, strict=True):
+            self._came(entry, former)
+        for entry in removed:
+            self.remove(entry)
+        return formers
+
+    def _came(self, entry: Entry, former: Entry | None) -> None:
         key = entry.key
-        former = self.live.get(key)
         if former is not None:
             self._leave(former, entry.tag)
         elif self._sorted is not None:
             self._added.append(key)
-        self.live[key] = entry
         self.volume += entry.size + ENTRY_BYTES
         self.absent += entry.kind is Kind.ABSENT
         if entry.tag is not None:
@@ -71,7 +93,6 @@ class Entries:
         if len(self._hand) > 2 * len(self.live) + _SLACK:
             self._hand = deque(entry for entry in self._hand if self.live.get(entry.key) is entry)
         self._hand.append(entry)
-        return former
 
     def remove(self, entry: Entry) -> None:
         """Forget an entry that is in the index."""

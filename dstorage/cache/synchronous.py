@@ -432,23 +432,29 @@ class CacheTransaction:
     def __enter__(self) -> Self:
         """Wait for the transaction before, and begin; see `AsyncCacheTransaction`."""
         self._inner = self._cache.inner.transaction(durable=self._durable, wait=self._wait, owner=threading.get_ident())
-        with self._over_if_interrupted():
+        try:
             self._loop.run(self._inner.__aenter__)
+        except BaseException:
+            self._give_up()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        with self._over_if_interrupted():
-            self._loop.run(self._inner.__aexit__, kind, None, None)
-
-    @contextlib.contextmanager
-    def _over_if_interrupted(self) -> Iterator[None]:
-        """Whose wait is interrupted cannot know how far it came: let nobody wait for a transaction that has no end."""
         try:
-            yield
+            self._loop.run(self._inner.__aexit__, kind, None, None)
         except BaseException:
-            with contextlib.suppress(ClosedError, RuntimeError):  # The loop may end this moment.
-                self._loop.post(self._inner.abort)
+            self._give_up()
             raise
+
+    def __del__(self) -> None:
+        # An interrupt can strike where no code of ours runs.
+        if hasattr(self, "_inner") and self._inner.under_way:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Whose wait is interrupted cannot know how far it came: let nobody wait for a transaction that has no end."""
+        with contextlib.suppress(ClosedError, RuntimeError):  # The loop may end this moment.
+            self._loop.post(self._inner.abort)
 
     def get(self, key: Key, default: Any = None) -> Any:
         """The value of `key`, or `default`.

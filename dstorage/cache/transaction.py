@@ -83,7 +83,7 @@ class AsyncCacheTransaction:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        core = self._under_way
+        core = self._begun
         try:
             if kind is None:
                 self._finish(core)
@@ -91,6 +91,11 @@ class AsyncCacheTransaction:
             self.abort()
         if kind is None and self._durable:
             await core.store.commit()
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it has begun and not ended; from any thread."""
+        return self._core is not None
 
     def abort(self) -> None:
         """End it without changing anything (what is published is changed already). Idempotent."""
@@ -110,10 +115,8 @@ class AsyncCacheTransaction:
             self._check_unchanged(core, key, seen)
         written = [entry for entry in self._changed.values() if entry is not None]
         core.check_fits(written)
-        for key, entry in self._changed.items():
-            if entry is None and (former := core.live.get(key)) is not None:
-                core.erase(former)
-        core.publish(written)
+        removed = [core.live[key] for key, entry in self._changed.items() if entry is None and key in core.live]
+        core.publish(written, removed)
         core.chunks.settle(self._pending)
         self._pending = set()
 
@@ -126,7 +129,7 @@ class AsyncCacheTransaction:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _view(self, key: Key) -> Entry | None:
-        core = self._under_way
+        core = self._begun
         key = exact(key)
         if key in self._changed:
             entry = self._changed[key]
@@ -141,7 +144,7 @@ class AsyncCacheTransaction:
         Raises:
             TransactionConflict: It was changed since this transaction first read it.
         """
-        core = self._under_way
+        core = self._begun
         entry = self._view(key)
         if entry is None:
             return default
@@ -168,7 +171,7 @@ class AsyncCacheTransaction:
 
     async def set(self, key: Key, value: Any, *, expire: float | None = None, tag: Key | None = None) -> None:
         """Let `value` stand for `key`; see `AsyncCache.set`."""
-        core = self._under_way
+        core = self._begun
         encoded = core.codec.encode(value)
         key, tag = core.check(key, encoded, expire, tag)
         ids = await core.chunks.write_pending(encoded.payload)
@@ -183,7 +186,7 @@ class AsyncCacheTransaction:
         if former is not None and (entry is None or entry.id != former.id):
             mine = self._pending.intersection(former.ids())
             self._pending -= mine
-            self._under_way.chunks.discard(mine)
+            self._begun.chunks.discard(mine)
 
     async def set_many(self, items: Mapping[Key, Any], *, expire: float | None = None, tag: Key | None = None) -> None:
         """`set` for many."""
@@ -216,7 +219,7 @@ class AsyncCacheTransaction:
         entry = self._view(key)
         if entry is None:
             return False
-        self._change(entry.key, entry.expiring(NEVER if expire is None else self._under_way.clock() + expire))
+        self._change(entry.key, entry.expiring(NEVER if expire is None else self._begun.clock() + expire))
         return True
 
     async def incr(self, key: Key, delta: float = 1, default: float | None = 0) -> Any:
@@ -234,7 +237,7 @@ class AsyncCacheTransaction:
         return await self.incr(key, -delta, default)
 
     @property
-    def _under_way(self) -> Core:
+    def _begun(self) -> Core:
         if self._core is None:
             raise UsageError("this transaction is not under way: use it inside of its block")
         return self._core

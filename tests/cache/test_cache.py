@@ -29,7 +29,7 @@ def public(kind):
 
 
 def test_both_faces_have_the_same_names_and_arguments():
-    own = {"core", "answer", "transaction", "store", "inner", "abort"}
+    own = {"core", "answer", "transaction", "store", "inner", "abort", "under_way"}
     for one, other in ((Cache, AsyncCache), (CacheTransaction, AsyncCacheTransaction)):
         assert public(one) - own == public(other) - own
         for name in public(one) - own:

@@ -185,6 +185,15 @@ def test_threads_take_turns(tmp_path):
         assert cache["to"] == 40
 
 
+def test_a_transaction_that_nobody_has_any_more_is_over(tmp_path):
+    with Cache(tmp_path / "c", budget="4M", pressure=False) as cache:
+        lost = cache.transact().__enter__()
+        lost["a"] = 1
+        del lost
+        with cache.transact(wait=30) as transaction:
+            assert "a" not in transaction
+
+
 @pytest.fixture
 def interrupted(monkeypatch):
     """An interrupt strikes whoever waits for the loop, before or after it came to the call."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import sys
+import threading
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,3 +142,41 @@ def test_a_key_touched_twice_in_one_moment_expires_once():
     assert entries.expired(5.0) is entry
     entries.remove(entry)
     assert entries.expired(9.0) is None
+
+
+def test_other_threads_see_a_change_as_a_whole():
+    """However the interpreter switches threads: what moves is never nowhere, and who sees the first sees the last."""
+    entries = Entries()
+    keys = range(10_000)
+    torn, end = [], threading.Event()
+
+    def there(key):
+        entry = entries.live.get(key)
+        return entry is not None and entry.expires > 0
+
+    def look():
+        while not end.is_set():
+            first, last = entries.live[keys[0]].id, entries.live[keys[-1]].id
+            if first > last:
+                torn.append((first, last))
+            if not there("a") and not there("b") and not there("a"):
+                torn.append("nowhere")
+
+    here, other = Entry("a", 1, Kind.INT, 1), "b"
+    entries.change([Entry(key, 0, Kind.INT, 1) for key in keys] + [here], [])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    reader = threading.Thread(target=look)
+    reader.start()
+    try:
+        for number in range(1, 41):
+            there_now = Entry(other, number, Kind.INT, 1)
+            entries.change([Entry(key, number, Kind.INT, 1) for key in keys] + [there_now], [here])
+            here, other = there_now, here.key
+    finally:
+        end.set()
+        reader.join()
+        sys.setswitchinterval(interval)
+    assert torn == []
+    assert entries.live[here.key] is here
+    assert len(entries.live) == len(keys) + 1
