@@ -8,6 +8,7 @@ import time
 
 import hiredis
 import pytest
+from nodes import Client
 from servers.redis_server import RedisServer
 
 KEYS = [b"a", b"b", b"number", b"float", b"", b"k\r\n\x00\xff"]
@@ -25,8 +26,6 @@ def redis(tmp_path_factory):
 
 @pytest.fixture
 async def both(redis, client):
-    from conftest import Client
-
     link = Client(*await asyncio.open_connection("127.0.0.1", redis.port))
     await link.send("FLUSHALL")
     yield link, client

@@ -7,9 +7,9 @@ import random
 import re
 
 import pytest
-from conftest import Client
 from hypothesis import given
 from hypothesis import strategies as st
+from nodes import Client
 
 from dstorage.server import keyspace
 from dstorage.server.glob import matcher
