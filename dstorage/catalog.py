@@ -172,9 +172,19 @@ class Catalog:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def get(self, id: int) -> Record | None:
-        """The committed record of `id`, or None."""
-        raw = self._txn.get(KEY.pack(id), db=self._records)
+        """The committed record of `id`, or None.
+
+        Raises:
+            CorruptData: The catalog is damaged there.
+        """
+        try:
+            raw = self._txn.get(KEY.pack(id), db=self._records)
+        except lmdb.Error as error:
+            raise self._damaged(error) from error
         return None if raw is None else unpack_record(raw)
+
+    def _damaged(self, error: lmdb.Error) -> CorruptData:
+        return CorruptData(f"the catalog {self.path} is damaged: {error}; restore the store from a backup")
 
     def copies(self, id: int) -> tuple[Record, ...]:
         """The committed records of the further places of `id`."""
@@ -212,13 +222,19 @@ class Catalog:
         """All committed (id, record) pairs with id >= `start`, in order of id.
 
         Commits meanwhile do not disturb it; it shows each part of the ids as it is when it comes there.
+
+        Raises:
+            CorruptData: The catalog is damaged there.
         """
         while True:
             # No transaction stays open between two parts: it would keep the map from growing.
-            with self._txn.cursor(db=self._records) as cursor:
-                if not cursor.set_range(KEY.pack(start)):
-                    return
-                part = [(KEY.unpack(key)[0], unpack_record(raw)) for key, raw in islice(cursor, RECORDS_AT_A_TIME)]
+            try:
+                with self._txn.cursor(db=self._records) as cursor:
+                    if not cursor.set_range(KEY.pack(start)):
+                        return
+                    part = [(KEY.unpack(key)[0], unpack_record(raw)) for key, raw in islice(cursor, RECORDS_AT_A_TIME)]
+            except lmdb.Error as error:
+                raise self._damaged(error) from error
             yield from part
             if len(part) < RECORDS_AT_A_TIME or part[-1][0] == MAX_ID:
                 return

@@ -60,16 +60,19 @@ class Record(NamedTuple):
     locator: Locator
 
 
+DAMAGED = Record(0, 2**32 - 1, Locator(0))
+"""What bytes that are no record are taken for. It names a controller that no list has, so the chunk is lost, and others are not
+held up."""
+
+
 def pack_record(record: Record) -> bytes:
     """Encode a record into its 32 bytes."""
     return RECORD.pack(record.last_access, record.controller, *record.locator)
 
 
 def unpack_record(raw: bytes | memoryview) -> Record:
-    """Decode 32 bytes.
-
-    Raises:
-        struct.error: `raw` is not 32 bytes long.
-    """
+    """Decode 32 bytes; others are `DAMAGED`."""
+    if len(raw) != RECORD.size:
+        return DAMAGED
     last_access, controller, size, b, c = RECORD.unpack(raw)
     return Record(last_access, controller, Locator(size, b, c))

@@ -29,6 +29,8 @@ from dstorage import (
     TooManyHandles,
     VersionError,
 )
+from dstorage.check import check
+from dstorage.record import KEY
 
 KIB = 1024
 
@@ -213,6 +215,64 @@ async def test_a_forked_child_is_refused(tmp_path):
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         await fill(store, 1)
+
+
+# -- damage ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record[:20],
+        lambda record: record + bytes(8),
+        lambda record: bytes(32),
+        lambda record: b"\xff" * 32,
+        # The locator's size, its segment, its offset.
+        lambda record: record[:12] + b"\xff" * 4 + record[16:],
+        lambda record: record[:20] + bytes([record[20] ^ 5]) + record[21:],
+        lambda record: record[:18] + bytes([record[18] ^ 16]) + record[19:],
+    ],
+)
+async def test_a_damaged_record_is_one_lost_chunk_that_repair_drops(tmp_path, damage):
+    options = {"budget": 2**20, "commit_interval": None, "pressure": None}
+    async with dstorage.open(tmp_path, **options) as store:
+        ids = await fill(store, 3)
+    with lmdb.open(str(tmp_path / "catalog"), max_dbs=16) as env:
+        records = env.open_db(b"records", integerkey=True, create=False)
+        key = KEY.pack(ids[1])
+        with env.begin(write=True, db=records) as txn:
+            txn.put(key, damage(txn.get(key)))
+    async with dstorage.open(tmp_path, **options) as store:
+        with store.handle(ids[1]) as handle, pytest.raises((Lost, MemoryUnavailable)):
+            await handle
+        report = await check(store, repair=True)
+        assert [problem.id for problem in report.problems if problem.kind == "lost"] == report.repaired == [ids[1]]
+    async with dstorage.open(tmp_path, **options) as store:
+        assert [problem.kind for problem in (await check(store)).problems if problem.kind != "books"] == []
+        assert [store.info(id) is not None for id in ids] == [True, False, True]
+        for id in (ids[0], ids[2]):
+            async with store.handle(id) as data:
+                assert len(data) == 1000
+
+
+async def test_a_damaged_catalog_is_told_and_holds_nobody_up(store, monkeypatch):
+    (id,) = await fill(store, 1)
+    await store.commit()
+    store.set_budget(1)
+    catalog = store._catalog
+
+    class Damaged:
+        def get(self, *args, **kwargs):
+            raise lmdb.CorruptedError("mdb_get")
+
+        def abort(self):
+            transaction.abort()
+
+    transaction, catalog._txn = catalog._txn, Damaged()
+    for _ in range(2):
+        with store.handle(id) as handle, pytest.raises(Lost, match=r"the catalog .* is damaged"):
+            await asyncio.wait_for(handle.get(), 5)
+    catalog.refresh()
 
 
 # -- reading beside the writer --------------------------------------------------------------------------------------------

@@ -112,9 +112,13 @@ class PageIn:
             page: Whose contents.
             ahead: Nobody waits for them yet.
         """
-        record = self._index.get(page.id)
-        if record is None and self._refresh():
+        try:
             record = self._index.get(page.id)
+            if record is None and self._refresh():
+                record = self._index.get(page.id)
+        except CorruptData as error:
+            self._on_failed(page, error)
+            return
         if record is None:
             self._on_failed(page, Lost("unknown id", id=page.id))
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -469,9 +469,7 @@ class DiskController(Controller):
     def checkpoint(self, alive: Sequence[tuple[int, Locator]], dead: Sequence[tuple[int, Locator]]) -> dict[int, bytes]:
         """Live bytes and tail of the segments that the commit touches."""
         opened = self._opened()
-        self._plan = opened.log.plan_commit(
-            (layout.unpack(id, locator) for id, locator in alive), (layout.unpack(id, locator) for id, locator in dead)
-        )
+        self._plan = opened.log.plan_commit((layout.unpack(id, locator) for id, locator in alive), _sensible(dead))
         changes = {number: b"" if left is None else layout.pack_state(left) for number, left in self._plan.items()}
         if self._saved_head != opened.head:
             changes[0] = opened.head
@@ -530,6 +528,13 @@ class DiskController(Controller):
             self._watch_space(opened)
 
         self._in(self._workers, self._look_at_space).add_done_callback(looked)
+
+
+def _sensible(locators: Iterable[tuple[int, Locator]]) -> Iterator[Place]:
+    """Places that a damaged record named in vain are left out: it must be possible to drop the record."""
+    for id, locator in locators:
+        with suppress(CorruptData):
+            yield layout.unpack(id, locator)
 
 
 def _segment_bytes(capacity: int | None) -> int:

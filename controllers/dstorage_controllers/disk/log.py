@@ -354,6 +354,9 @@ class SegmentLog:
         for place in alive:
             deltas[place.segment] = deltas.get(place.segment, 0) + place.stored
         for place in dead:
+            if place.segment not in self.segments:
+                # A damaged record named it; where nothing was, nothing is freed.
+                continue
             deltas[place.segment] = deltas.get(place.segment, 0) - place.stored
         deltas.pop(layout.NOWHERE.segment, None)
         plan: dict[int, Committed | None] = {}
