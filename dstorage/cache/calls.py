@@ -54,14 +54,19 @@ class CallKey:
         ignore: Numbers and names of parameters that do not matter.
 
     Raises:
-        InvalidArgumentError: There is no such parameter to ignore.
+        InvalidArgumentError: There is no such parameter to ignore, or the function has no name or no signature.
     """
 
     def __init__(
         self, function: Callable[..., Any], name: str | None, *, typed: bool, ignore: Iterable[int | str]
     ) -> None:
-        self.name = name if name is not None else f"{function.__module__}.{function.__qualname__}"
-        self._signature = inspect.signature(function)
+        try:
+            self.name = name if name is not None else f"{function.__module__}.{function.__qualname__}"
+            self._signature = inspect.signature(function)
+        except (AttributeError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"{function!r} has no name (give name=) or does not tell its parameters (wrap it in a function)"
+            ) from error
         self._typed = typed
         parameters = list(self._signature.parameters)
         self._ignore = set()

@@ -100,6 +100,9 @@ class Memo:
     def __init__(self, core: Callable[[], Core], function: Callable[..., Any], options: MemoizeOptions) -> None:
         if not callable(function):
             raise InvalidArgumentError("memoize is called first: write @cache.memoize() with the brackets")
+        unknown = options.keys() - MemoizeOptions.__annotations__.keys()
+        if unknown:
+            raise InvalidArgumentError(f"memoize takes no {', '.join(sorted(unknown))}: see dstorage.MemoizeOptions")
         self.core = core
         self.expire = options.get("expire")
         self.tag = options.get("tag")

@@ -169,7 +169,7 @@ def test_other_threads_see_a_change_as_a_whole():
     reader = threading.Thread(target=look)
     reader.start()
     try:
-        for number in range(1, 41):
+        for number in range(1, 21):
             there_now = Entry(other, number, Kind.INT, 1)
             entries.change([Entry(key, number, Kind.INT, 1) for key in keys] + [there_now], [here])
             here, other = there_now, here.key

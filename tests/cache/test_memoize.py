@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import datetime
 import enum
+import functools
 import pathlib
 import threading
 
@@ -319,13 +320,26 @@ def test_misses_of_plain_functions(blocking, name):
 
 @pytest.mark.parametrize(
     "options",
-    [{"early": 1.0}, {"early": -1, "expire": 5}, {"expire": -1}, {"misses": -1}, {"ignore": ["x"]}, {"ignore": [3]}],
+    [
+        {"early": 1.0},
+        {"early": -1, "expire": 5},
+        {"expire": -1},
+        {"misses": -1},
+        {"ignore": ["x"]},
+        {"ignore": [3]},
+        {"beta": 1},
+    ],
 )
 def test_options_are_checked(blocking, options):
     with pytest.raises(InvalidArgumentError):
         blocking.memoize(**options)(lambda n: n)
     with pytest.raises(InvalidArgumentError, match="brackets"):
         blocking.memoize()(5)
+    with pytest.raises(InvalidArgumentError, match="name="):
+        blocking.memoize()(functools.partial(lambda a, b: a * b, 2))
+    assert blocking.memoize(name="double")(functools.partial(lambda a, b: a * b, 2))(4) == 8
+    with pytest.raises(InvalidArgumentError, match="parameters"):
+        blocking.memoize()(dict)
 
 
 # -- the key of a call ------------------------------------------------------------------------------------------------
