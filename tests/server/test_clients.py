@@ -245,6 +245,35 @@ def test_after_a_kill_there_is_the_last_commit(serve):
     assert ask(serve().port, b"MGET k j l\r\nDBSIZE\r\n", count=7) == b"*3\r\n$3\r\nold\r\n$3\r\nold\r\n$-1\r\n:2\r\n"
 
 
+def test_killed_at_any_moment_it_comes_back_as_of_one_moment(serve):
+    durable = 0
+    for turn in range(3):
+        process = serve("--commit-interval", "0.03")
+        with (
+            socket.create_connection(("127.0.0.1", process.port), timeout=PATIENCE_S) as link,
+            link.makefile("rb") as replies,
+        ):
+            link.sendall(b"MGET a b\r\nTTL t\r\nDBSIZE\r\n")
+            lines = [replies.readline() for _ in range(7 if turn else 5)]
+            if turn:
+                assert lines[2] == lines[4], "both values are of one commit"
+                assert int(lines[2]) >= durable
+                assert int(lines[5][1:]) > 0
+                assert lines[6] == b":4\r\n"
+            for number in range(durable + 1, durable + 1 + random.Random(turn).randrange(60, 300)):
+                link.sendall(
+                    b"MSET a %d b %d\r\nSET t %d EX 1000\r\nSETRANGE large %d x\r\n" % (*[number] * 3, number * 3000)
+                )
+                if number % 50 == 0:
+                    link.sendall(b"WAITAOF 1 0 0\r\n")
+                    for _ in range(3 * 50 if number > durable + 50 else 3 * (number - durable)):
+                        replies.readline()
+                    assert [replies.readline() for _ in range(3)] == [b"*2\r\n", b":1\r\n", b":0\r\n"]
+                    done = number
+            durable = max(durable, done)
+            assert process.end(signal.SIGKILL) == -signal.SIGKILL
+
+
 def test_an_end_in_the_middle_of_uploads_is_an_end(serve):
     first = serve()
     with socket.create_connection(("127.0.0.1", first.port)) as link:
