@@ -7,9 +7,10 @@ import time
 from uuid import uuid4
 
 import pytest
+from dstorage_controllers.health import Health
 from dstorage_controllers.lan import LanController
-from dstorage_controllers.lan.health import LONGEST_PAUSE_S, Health
 from dstorage_controllers.lan.layout import Layout
+from dstorage_controllers.lan.link import MANNERS
 from servers.proxy import FaultProxy
 from servers.redis_server import RedisServer
 from servers.scripted import ScriptedServer
@@ -72,7 +73,7 @@ class TestServer:
         answer = (await bench.controller.write([WriteRequest(1, b"x")]))[0]
         assert isinstance(answer, ControllerUnavailable)
         assert "ECONNREFUSED" in str(answer) or "refused" in str(answer) or "connect" in str(answer).lower()
-        assert answer.retry_after < LONGEST_PAUSE_S * 1.5
+        assert answer.retry_after < MANNERS.longest_pause * 1.5
         redis.start()
         await back(bench)
         assert bench.changes
@@ -466,7 +467,7 @@ class TestHealth:
                 asked.append(loop.time())
                 raise ConnectionRefusedError("no")
 
-            health = Health("lan", probe, lambda: None)
+            health = Health("lan", MANNERS, probe, lambda: None)
             begun = loop.time()
             health.failed(ConnectionRefusedError("no"))
             await eventually(lambda: len(asked) >= 6, "it is asked")
@@ -477,7 +478,7 @@ class TestHealth:
         for pauses in (one, other):
             assert pauses[0] < 0.5
             assert pauses[4] > pauses[0]
-            assert max(pauses) < LONGEST_PAUSE_S + SLACK_S
+            assert max(pauses) < MANNERS.longest_pause + SLACK_S
         assert any(abs(mine - yours) > 0.001 for mine, yours in zip(one, other, strict=False)), "they are not in step"
 
 

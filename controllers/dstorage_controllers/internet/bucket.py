@@ -12,7 +12,6 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
-from enum import Enum
 from typing import Literal
 
 import obstore
@@ -28,6 +27,7 @@ from obstore.store import ObjectStore
 
 from dstorage.controller import Buffer
 from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailable
+from dstorage_controllers.health import Fault, Manners
 from dstorage_controllers.internet.hedging import Hedging
 from dstorage_controllers.internet.pacing import Pacing
 
@@ -51,17 +51,6 @@ _BEYOND = re.compile(r"status code: 416|Invalid ?range|Requested range was inval
 # obstore's threads let go of Python objects just behind an answer. One that does so while the interpreter goes down aborts the
 # process, so that they get a moment before that.
 atexit.register(time.sleep, _SETTLE_S)
-
-
-class Fault(Enum):
-    """What the bucket does not do."""
-
-    NONE = "none"
-    FULL = "full"
-    """It takes no more bytes; all else works."""
-    WRITES = "writes"
-    """It takes no changes (missing rights); reading may work."""
-    DOWN = "down"
 
 
 class Gone(Exception):
@@ -254,6 +243,9 @@ def refusal(name: str, error: BaseException) -> ControllerError:
             f"no credentials for the bucket of {name!r} in the environment or in a profile, and this machine has none of its own"
         )
     return ControllerUnavailable(f"the bucket of {name!r} cannot be used now: {said(error)}")
+
+
+MANNERS = Manners(FAILURES, fault_of, refusal, first_pause=0.1, longest_pause=5.0)
 
 
 def said(error: BaseException) -> str:

@@ -29,12 +29,12 @@ from dstorage.controller import (
 from dstorage.errors import ControllerError, CorruptData, Lost
 from dstorage.record import Locator
 from dstorage_controllers.compression import DEFAULT_LEVEL
+from dstorage_controllers.health import Health
 from dstorage_controllers.internet.books import Books
-from dstorage_controllers.internet.bucket import FAILURES, Bucket, NoBucket, Taken, said
+from dstorage_controllers.internet.bucket import FAILURES, MANNERS, Bucket, NoBucket, Taken, said
 from dstorage_controllers.internet.cleaning import Cleaning
 from dstorage_controllers.internet.codec import Codec
 from dstorage_controllers.internet.connecting import connect
-from dstorage_controllers.internet.health import Health
 from dstorage_controllers.internet.layout import Layout
 from dstorage_controllers.internet.mark import Mark
 from dstorage_controllers.internet.parts import Parts, Session
@@ -186,7 +186,7 @@ class InternetController(Controller):
         codec = self._codec(context, layout, books)
         store = connect(self.name, self.settings) if self._store is None else self._store
         bucket = Bucket(store, connections=self._connections, timeout=self._timeout, hedge=self._hedge)
-        health = Health(self.name, self._probe, context.status_changed)
+        health = Health(self.name, MANNERS, self._probe, context.status_changed)
         cleaning = Cleaning(bucket, lambda: health.status is not ControllerStatus.TEMPORARILY_UNAVAILABLE)
         parts = Parts(context, layout, codec, books, bucket, health, cleaning, Session(books.entries))
         writer = Writer(

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from dstorage.controller import OpenContext
+from dstorage_controllers.health import Health
 from dstorage_controllers.internet.books import TOKEN_BYTES, Books
 from dstorage_controllers.internet.bucket import Bucket
 from dstorage_controllers.internet.cleaning import Cleaning
 from dstorage_controllers.internet.codec import Codec
-from dstorage_controllers.internet.health import Health
 from dstorage_controllers.internet.layout import MAX_NUMBER, Layout
 
 INLINE_BYTES = 64 * 2**10

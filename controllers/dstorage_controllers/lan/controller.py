@@ -33,11 +33,11 @@ from dstorage.errors import (
     Lost,
 )
 from dstorage.record import MAX_CHUNK_BYTES, Locator
+from dstorage_controllers.health import Health
 from dstorage_controllers.lan.connecting import connect
 from dstorage_controllers.lan.durability import Durability, advice
-from dstorage_controllers.lan.health import Health
 from dstorage_controllers.lan.layout import Layout, Place, content_sum
-from dstorage_controllers.lan.link import FAILURES, Link, Reply, SingleLink, refusal
+from dstorage_controllers.lan.link import FAILURES, MANNERS, Link, Reply, SingleLink, refusal
 from dstorage_controllers.lan.session import Session
 from dstorage_controllers.lan.settings import check_settings
 from dstorage_controllers.lan.sweeping import Sweeping
@@ -176,7 +176,7 @@ class LanController(Controller):
         layout = Layout(context.store_uuid, context.index, self.name)
         session = Session(self.name, context, layout)
         link = connect(self.name, self.settings)
-        health = Health(self.name, self._probe, self._health_changed)
+        health = Health(self.name, MANNERS, self._probe, self._health_changed)
         self._used = session.saved.used
         trips = Trips(link, health, self._connections)
         unlinking = Unlinking(link, trips)

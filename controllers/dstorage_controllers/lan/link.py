@@ -8,7 +8,6 @@ Every wait ends with the time-out; a connection whose replies are not all read i
 from __future__ import annotations
 
 import asyncio
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -26,6 +25,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailable
+from dstorage_controllers.health import Fault, Manners
 
 T = TypeVar("T")
 
@@ -36,17 +36,6 @@ Reply = Any
 
 FAILURES = (RedisError, OSError, TimeoutError)
 """What befalls a whole `run`: no connection, none in time, or a server that is loading its data."""
-
-
-class Fault(enum.Enum):
-    """What a server does not do."""
-
-    NONE = "none"
-    FULL = "full"
-    """It takes no more bytes; all else works."""
-    WRITES = "writes"
-    """It takes no changes (a replica, a full disk, missing rights); reading works."""
-    DOWN = "down"
 
 
 def fault_of(error: BaseException) -> Fault:
@@ -74,6 +63,9 @@ def refusal(name: str, error: BaseException) -> ControllerError:
     if isinstance(error, TimeoutError):
         text = "it did not answer in time"
     return ControllerUnavailable(f"the server of {name!r} cannot be used now: {text[:300]}")
+
+
+MANNERS = Manners(FAILURES, fault_of, refusal, first_pause=0.05, longest_pause=1.0)
 
 
 class Link(ABC):

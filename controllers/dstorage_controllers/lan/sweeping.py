@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from redis.exceptions import InvalidResponse, ResponseError
 
-from dstorage_controllers.lan.health import Health
+from dstorage_controllers.health import Health
 from dstorage_controllers.lan.link import FAILURES, Link, SingleLink
 
 KEYS_AT_ONCE = 1000

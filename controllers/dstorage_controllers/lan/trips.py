@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from dstorage_controllers.lan.health import Health
+from dstorage_controllers.health import Health
 from dstorage_controllers.lan.link import FAILURES, Command, Link, Reply
 
 TRIP_BYTES = 256 * 2**10
