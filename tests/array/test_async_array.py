@@ -88,6 +88,16 @@ async def test_a_nan_is_the_extreme_and_the_first_of_equals_wins(store):
     assert np.isnan(await array.max())
 
 
+@pytest.mark.parametrize("name", REDUCTIONS)
+@pytest.mark.parametrize("keepdims", [False, True])
+async def test_reductions_of_an_array_without_axes_are_those_of_numpy(store, name, keepdims):
+    array = await AsyncPagedArray.create(store, "a", (), "f4")
+    await array.write(..., 3.5)
+    model = getattr(np, name)(np.full((), 3.5, "f4"), keepdims=keepdims)
+    result = await getattr(array, name)(keepdims=keepdims)
+    assert (result, type(result), result.dtype) == (model, type(model), model.dtype)
+
+
 async def test_reductions_of_nothing_are_those_of_numpy(store):
     array = await AsyncPagedArray.create(store, "a", (0, 3))
     assert await array.sum() == 0
