@@ -20,9 +20,9 @@ from dstorage.errors import InvalidArgumentError
 
 T = TypeVar("T")
 
-AHEAD_SHARE = 1 / 8
-"""Of the budget: as much is asked for ahead of what is computed on, at most."""
-AHEAD_BYTES = 16 * 2**20
+AHEAD_SHARE = 3 / 16
+"""Of the budget: as much is asked for ahead of what is computed on; with that it stays below what hints may bring in."""
+AHEAD_BYTES = 64 * 2**20
 MAX_AHEAD = 64
 
 
@@ -284,7 +284,7 @@ class Ahead(Generic[T]):
     async def __anext__(self) -> T:
         coming = self._coming
         # Not one by one: each time costs a trip to the loop.
-        if len(coming) <= self._depth // 2:
+        if len(coming) <= self._depth * 3 // 4:
             fresh = list(islice(self._items, self._depth + 1 - len(coming)))
             coming += fresh
             if len(coming) > 1:

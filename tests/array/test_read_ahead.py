@@ -46,7 +46,7 @@ async def test_the_next_tiles_are_read_while_the_program_works_on_one(stored):
     assert (first.data == 0).all()
     asked = await read_by(controller, array)
     assert asked == list(range(len(asked)))
-    assert 2 <= len(asked) <= 1 + 16 / 8
+    assert 2 <= len(asked) <= 1 + 16 * 3 / 16
     # The second one is there: it comes even when the controller answers nothing more.
     controller.gate = asyncio.Event()
     assert ((await anext(tiles)).data == 1).all()
