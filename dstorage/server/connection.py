@@ -368,7 +368,9 @@ class Connection(asyncio.BufferedProtocol):
     def flush(self) -> None:
         """Hand the replies collected so far to the socket."""
         out = self.out
-        if out:
+        if self._transport.is_closing():
+            out.clear()
+        elif out:
             if self.bulky:
                 self.bulky = 0
                 self._transport.writelines(out)
