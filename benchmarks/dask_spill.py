@@ -63,7 +63,7 @@ class Size:
 
 SIZES = {
     "tiny": Size(4 * MIB, (64 * KIB, MIB), 16 * MIB, 32, MIB),
-    "medium": Size(64 * MIB, (64 * KIB, MIB, 8 * MIB), 96 * MIB, 48, 8 * MIB),
+    "medium": Size(64 * MIB, (256 * KIB, MIB, 4 * MIB), 96 * MIB, 96, 4 * MIB),
     "full": Size(256 * MIB, (8 * KIB, 64 * KIB, MIB, 8 * MIB, 32 * MIB), 256 * MIB, 128, 8 * MIB),
 }
 

@@ -30,7 +30,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 GATHERED_IN_BUDGET = 8
 """This share of the budget holds small values until a trip to the store's loop is worth its price."""
-WHOLE_IN_BUDGET = 3
+WHOLE_IN_BUDGET = 2
 """A value of up to this share of the budget is one chunk, which can be lent."""
 PIECES_IN_BUDGET = 8
 """A larger one is cut into pieces of this share, and joined when it is read."""

@@ -86,7 +86,7 @@ def test_zarrs_state_machines(store, machine):
     run_state_machine_as_test(
         lambda: machine(store),
         settings=settings(
-            max_examples=10, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=6, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )
 
