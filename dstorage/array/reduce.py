@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dstorage.array.elements import Elements
 from dstorage.array.halo import Block
-from dstorage.array.selection import Array, part_of
+from dstorage.array.selection import Array
 from dstorage.errors import InvalidArgumentError
 
 Axes = int | tuple[int, ...] | None
@@ -45,9 +45,9 @@ def _kept(array: Elements, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(1 if axis in axes else length for axis, length in enumerate(array.shape))
 
 
-def _region(block: Block, axes: tuple[int, ...]) -> tuple[slice, ...]:
-    """Where in the result (reduced axes kept with length 1) a tile's part belongs."""
-    return tuple(slice(0, 1) if axis in axes else part for axis, part in enumerate(block.slices))
+def _region(block: Block, axes: tuple[int, ...]) -> tuple[Any, ...]:
+    """Where in the result (reduced axes kept with length 1) a tile's part belongs; an index of a view, also without axes."""
+    return (*(slice(0, 1) if axis in axes else part for axis, part in enumerate(block.slices)), ...)
 
 
 def _first(block: Block, axes: tuple[int, ...]) -> bool:
@@ -76,7 +76,7 @@ async def accumulate(array: Elements, ufunc: np.ufunc, axes: tuple[int, ...], dt
         part = ufunc.reduce(block.data, **options)
         if result is None:
             result = np.empty(_kept(array, axes), part.dtype)
-        target = part_of(result, _region(block, axes))
+        target = result[_region(block, axes)]
         if _first(block, axes):
             target[...] = part
         else:
@@ -101,7 +101,7 @@ async def variance_over(array: Elements, axes: tuple[int, ...], dtype: npt.DType
     squares = np.zeros(kept, kind.type(0).real.dtype)
     counts = np.zeros(kept, np.int64)
     async for block in array.tiles():
-        region = (*_region(block, axes), ...)  # of an array without axes, too, a view
+        region = _region(block, axes)
         count = count_over(block.data.shape, axes)
         part = block.data.mean(axis=axes, keepdims=True, dtype=kind)
         square = (np.abs(np.subtract(block.data, part, dtype=kind)) ** 2).sum(axis=axes, keepdims=True)
@@ -150,7 +150,7 @@ async def extreme_index(array: Elements, axis: int | None, lowest: bool, keepdim
             local = find(block.data, axis=axes[0], keepdims=True)
             value = np.take_along_axis(block.data, local, axes[0])
             index = local + block.slices[axes[0]].start
-        region = (*_region(block, axes), ...)
+        region = _region(block, axes)
         if _first(block, axes):
             best[region], where[region] = value, index
             continue
