@@ -85,14 +85,24 @@ class Index:
         if superseded:
             self._free_but(id, superseded, (record, *copies), (self.frozen.get(id), *self.frozen_copies.get(id, ())))
 
-    def put_frozen(self, id: int, record: Record, *, copies: Copies = ()) -> None:
-        """Record where the commit under way has put the bytes of `id`, and the copies it has made of them."""
-        before, before_copies = self.frozen.get(id), self.frozen_copies.pop(id, ())
+    def put_frozen(self, id: int, record: Record, *, copies: Copies = (), newest: bool = False) -> None:
+        """Record where the commit under way has put the bytes of `id`, and the copies it has made of them.
+
+        Args:
+            id: The chunk.
+            record: The place.
+            copies: Further places.
+            newest: There are no newer bytes. So what is in the newer layer is where a move has put older ones since the cut.
+        """
+        superseded = [self.frozen.get(id), *self.frozen_copies.pop(id, ())]
+        if newest:
+            superseded += [self.current.pop(id, None), *self._current_copies.pop(id, ())]
         self.frozen[id] = record
         if copies:
             self.frozen_copies[id] = copies
-        if before is not None:
-            self._free_but(id, [before, *before_copies], (record, *copies))
+        places = [place for place in superseded if place is not None]
+        if places:
+            self._free_but(id, places, (record, *copies))
 
     def _free_but(self, id: int, superseded: list[Record], *kept: tuple[Record | None, ...]) -> None:
         """Free places, but for those that one of the layers still refers to: one may be in several, now as a copy, now as the record."""

@@ -470,6 +470,29 @@ async def test_migrate_keeps_ids_while_they_are_read_and_written(tmp_path):
 # -- commits --------------------------------------------------------------------------------------------------------------
 
 
+async def test_a_move_during_a_commit_does_not_bring_old_contents_back(tmp_path):
+    fast, slow, other = MemoryController("fast", rank=30), MemoryController("slow", rank=20), MemoryController("other")
+    async with opening(tmp_path, fast, slow, other) as store:
+        with await store.create(b"old", controller="slow") as handle:
+            await store.commit()
+            async with handle.edit() as buf:
+                buf[:] = b"new"
+            slow.write_gate = asyncio.Event()
+            committing = asyncio.create_task(store.commit())
+            await settle()
+            assert await store.migrate([handle.id], to="other") == 1
+            slow.write_gate.set()
+            await committing
+            id = handle.id
+        for _ in range(2):
+            store.set_budget(1)
+            store.set_budget(2**20)
+            async with store.handle(id) as data:
+                assert bytes(data) == b"new"
+            await store.commit()
+        assert other.medium.cells == {}
+
+
 async def test_commits_asked_for_together_share_one(store):
     await fill(store, 5)
     await asyncio.gather(*[store.commit() for _ in range(10)])

@@ -323,7 +323,7 @@ class WriteBack:
         current = page.buffer is write.buffer
         if self.cut.get(page) is write.buffer:
             del self.cut[page]
-            self._index.put_frozen(page.id, record)
+            self._index.put_frozen(page.id, record, newest=current)
         elif current:
             self._index.put(page.id, record, volatile=controller is not None and controller.volatile)
         else:
