@@ -73,8 +73,8 @@ class AsyncCache:
 
     Raises:
         InvalidArgumentError: An argument is out of range.
-        StoreLocked: (on opening) Another process has it open.
-        UsageError: (on opening) This process has it open.
+        StoreLocked: (on opening) It is open already, in another process or in this one.
+        UsageError: (on opening) The given store has a cache of that name open.
     """
 
     def __init__(

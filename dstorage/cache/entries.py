@@ -12,7 +12,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -22,6 +22,8 @@ from dstorage.cache.values import Kind
 
 ENTRY_BYTES = 128
 """What an entry takes besides its value: its records and names in the catalog."""
+FEW = 64
+"""So many keys are put into the order one by one, for which the others need only be moved; to sort them compares all."""
 _SLACK = 64
 """So many leftovers in the queues are always worth keeping."""
 
@@ -176,7 +178,10 @@ class Entries:
         if rows is None or len(rows) + len(self._added) > 2 * len(self.live) + _SLACK:
             rows = self._sorted = [(encode_key(key), key) for key in self.live]
             rows.sort()
-        elif self._added:
+        elif len(self._added) <= FEW:
+            for key in self._added:
+                insort(rows, (encode_key(key), key))
+        else:
             # Two runs in order, which the sort merges.
             rows += sorted((encode_key(key), key) for key in self._added)
             rows.sort()

@@ -60,8 +60,8 @@ class Cache:
 
     Raises:
         InvalidArgumentError: An argument is out of range.
-        StoreLocked: Another process has it open.
-        UsageError: This process has it open.
+        StoreLocked: It is open already, in another process or in this one.
+        UsageError: The given store has a cache of that name open.
     """
 
     def __init__(

@@ -6,11 +6,12 @@ import itertools
 import sys
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from dstorage.cache.entries import ENTRY_BYTES, Entries
+from dstorage.cache.entries import ENTRY_BYTES, FEW, Entries
 from dstorage.cache.keys import encode_key, encode_prefix
 from dstorage.cache.records import NEVER, Entry
 from dstorage.cache.values import Kind
@@ -97,6 +98,22 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 TestIndex = IndexMachine.TestCase
+
+
+@pytest.mark.parametrize("count", [1, FEW, FEW + 1, 5 * FEW])
+def test_new_keys_are_listed_in_order_be_they_few_or_many(count):
+    entries = Entries()
+    ids = itertools.count(1)
+
+    def listed_after_putting(keys):
+        for key in keys:
+            entries.put(Entry(key, next(ids), Kind.BYTES, 1))
+        return list(entries.in_order(None, None, None, reverse=False))
+
+    assert listed_after_putting(range(0, 400, 2)) == list(range(0, 400, 2))
+    entries.remove(entries.live[2])
+    wanted = sorted({*entries.live, 2, *range(1, 2 * count, 2)})
+    assert listed_after_putting([2, *range(2 * count - 1, 0, -2)]) == wanted
 
 
 def test_what_was_looked_at_gets_a_second_chance():
