@@ -19,6 +19,9 @@ from dstorage.record import MAX_ID, Record
 
 Copies = tuple[Record, ...]
 
+NAMES_AT_FIRST = 1024
+"""Changed names that are put in order before the others: most who list names want only some."""
+
 
 class Index:
     """The current places of every chunk; see the module's docstring.
@@ -44,11 +47,12 @@ class Index:
 
     def get(self, id: int) -> Record | None:
         """The record of `id`, or None when there is no such chunk (or none written yet)."""
+        if id in self.scratch:
+            # What the layers say of it is only that no commit is to refer to it any more.
+            return self.scratch[id]
         for layer in (self.current, self.frozen):
             if id in layer:
                 return layer[id]
-        if id in self.scratch:
-            return self.scratch[id]
         return self.catalog.get(id)
 
     def copies(self, id: int) -> Copies:
@@ -96,7 +100,7 @@ class Index:
         """
         superseded = [self.frozen.get(id), *self.frozen_copies.pop(id, ())]
         if newest:
-            superseded += [self.current.pop(id, None), *self._current_copies.pop(id, ())]
+            superseded += [self.scratch.pop(id, None), self.current.pop(id, None), *self._current_copies.pop(id, ())]
         self.frozen[id] = record
         if copies:
             self.frozen_copies[id] = copies
@@ -162,10 +166,36 @@ class Index:
         return self.catalog.get_name(name)
 
     def iter_names(self, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, int]]:
-        """Current names that start with `prefix`, from `start` on, in byte order, with their ids."""
-        changed = {n: i for n, i in (self.frozen_names | self.names).items() if n.startswith(prefix)}
-        extra = sorted((n, i) for n, i in changed.items() if i is not None and n >= start)
-        return heapq.merge(((n, i) for n, i in self.catalog.names(prefix, start) if n not in changed), extra)
+        """Current names that start with `prefix`, from `start` on, in byte order, with their ids.
+
+        Changes meanwhile may show or not; no name comes twice.
+        """
+        committed = (
+            (name, id)
+            for name, id in self.catalog.names(prefix, start)
+            if name not in self.names and name not in self.frozen_names
+        )
+        last = None
+        for name, id in heapq.merge(committed, self._changed_names(prefix, start)):
+            if name != last:
+                last = name
+                yield name, id
+
+    def _changed_names(self, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, int]]:
+        """Those of the layers over the catalog; to look at a few does not sort all."""
+
+        def some(start: bytes) -> Iterator[tuple[bytes, int]]:
+            for name, id in self.names.items():
+                if id is not None and name >= start and name.startswith(prefix):
+                    yield name, id
+            for name, id in self.frozen_names.items():
+                if id is not None and name >= start and name.startswith(prefix) and name not in self.names:
+                    yield name, id
+
+        first = heapq.nsmallest(NAMES_AT_FIRST, some(start))
+        yield from first
+        if len(first) == NAMES_AT_FIRST:
+            yield from sorted(some(first[-1][0] + b"\0"))
 
     def ids(self, start: int = 0, stop: int = MAX_ID + 1) -> Iterator[int]:
         """Current ids from `start` up to but without `stop`, ascending; chunks never written yet are not among them."""

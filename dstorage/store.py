@@ -515,9 +515,18 @@ class Store:
             StoreFull: The target has no room.
             TemporarilyUnavailable: Source or target cannot be reached now; what was moved stays moved.
             Lost: A chunk does not exist or is damaged.
+            InvalidArgumentError: The target is volatile and a chunk is durable.
         """
         self.check_writable()
-        return await self._mover.move(ids, self.entry_named(to))
+        entry = self.entry_named(to)
+        if entry.controller is not None and entry.controller.volatile:
+            ids = list(ids)
+            durable = next((id for id in ids if id not in self._writeback.scratch), None)
+            if durable is not None:
+                raise InvalidArgumentError(
+                    f"controller {to!r} is volatile: it takes only chunks created with durable=False, not {durable}"
+                )
+        return await self._mover.move(ids, entry)
 
     async def make_copies(self) -> int:
         """Return when all copies that the rules ask for (`TierRule.copy_to`) are made; they are the next commit's.

@@ -418,6 +418,43 @@ async def test_durable_chunks_never_go_to_a_volatile_controller(tmp_path):
                 assert data == number.to_bytes(4, "big") * 250
 
 
+async def test_durable_chunks_are_not_moved_to_a_volatile_controller(tmp_path):
+    ram = MemoryController("ram", rank=100, volatile=True, capacity=0)
+    async with opening(tmp_path, ram, MemoryController()) as store:
+        (durable,) = await fill(store, 1)
+        (scratch,) = await fill(store, 1, durable=False)
+        with store.handle(scratch) as handle:
+            await handle.flush()
+        await store.commit()
+        ram.capacity = None
+        with pytest.raises(InvalidArgumentError, match="volatile"):
+            await store.migrate([durable], to="ram")
+        assert store.info(durable).controller == "memory"
+        assert await store.migrate([scratch], to="ram") == 1
+        assert store.info(scratch).controller == "ram"
+
+
+async def test_a_scratch_chunk_that_comes_to_a_volatile_controller_later_is_still_there(tmp_path):
+    ram = MemoryController("ram", rank=100, volatile=True, capacity=0)
+    async with opening(tmp_path, ram, MemoryController()) as store:
+        (id,) = await fill(store, 1, durable=False)
+        with store.handle(id) as handle:
+            await handle.flush()
+            await store.commit()
+            assert store.info(id).controller == "memory"
+            ram.capacity = None
+            await handle.replace(b"scratch")
+            await handle.flush()
+        for _ in range(3):
+            store.set_budget(1)
+            assert store.info(id).controller == "ram"
+            store.set_budget(2**20)
+            async with store.handle(id) as data:
+                assert bytes(data) == b"scratch"
+            assert list(store.ids()) == [id]
+            await store.commit()
+
+
 async def test_when_everything_is_full_the_commit_fails_and_nothing_is_lost(tmp_path):
     only = MemoryController("only", capacity=3000)
     async with opening(tmp_path, only) as store:
