@@ -11,12 +11,13 @@ computes it anew while the others are still served the old one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, ParamSpec, Protocol, TypedDict, TypeVar, overload
 
 from dstorage.cache.calls import CallKey
@@ -25,7 +26,7 @@ from dstorage.cache.flights import Abandoned, Flights
 from dstorage.cache.keys import Key
 from dstorage.cache.records import NEVER, Entry
 from dstorage.cache.values import Kind, absence
-from dstorage.errors import DStorageError, InvalidArgumentError, MemoryUnavailable
+from dstorage.errors import DStorageError, InvalidArgumentError, MemoryUnavailable, ReadOnlyError
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
@@ -149,14 +150,12 @@ class Memo:
         return self.value(found)
 
     async def keep(self, key: Key, value: Any, cost: float) -> None:
-        """Keep a result, if there is room for it (on the loop): who asked for it gets it all the same."""
+        """Keep a result, if there is room for it and the cache takes it (on the loop): who asked for it gets it all the same."""
         core = self.core()
         core.misses.add()
         encoded = core.codec.encode(value)
-        try:
+        with self._if_there_is_room(core):
             await core.write(key, encoded, expire=self.expire, tag=self.tag, cost=cost)
-        except (TooLargeError, MemoryUnavailable):
-            core.unkept += 1
 
     async def keep_miss(self, key: Key, error: LookupError) -> None:
         """Remember that there is none (on the loop)."""
@@ -164,7 +163,16 @@ class Memo:
         core.misses.add()
         if self.misses is not None:
             reason = f"{type(error).__name__}: {error}"
-            await core.write(key, absence(reason), expire=self.misses)
+            with self._if_there_is_room(core):
+                await core.write(key, absence(reason), expire=self.misses)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _if_there_is_room(core: Core) -> Iterator[None]:
+        try:
+            yield
+        except (TooLargeError, MemoryUnavailable, ReadOnlyError):
+            core.unkept += 1
 
 
 def memoized_coroutine(

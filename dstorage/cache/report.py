@@ -21,7 +21,8 @@ class CacheStats:
         culled: Entries that left because the cache was full.
         expired: Entries that were removed because their time was over.
         lost: Entries that were dropped because their chunk was gone or damaged.
-        unkept: Results of memoized functions that were not kept, being larger than `size_limit` or finding no room.
+        unkept: Results of memoized functions that were not kept, being larger than `size_limit` or finding no room, or a cache that is
+            read-only.
     """
 
     hits: int

@@ -304,6 +304,23 @@ def test_coroutine_functions_over_a_blocking_cache(blocking):
     assert calls == [1, -1]
 
 
+def test_a_cache_that_is_read_only_answers_and_keeps_nothing(tmp_path):
+    def find(cache):
+        @cache.memoize(misses=5, name="find")
+        def find(n):
+            return {1: "one", 2: "two"}[n]
+
+        return find
+
+    with Cache(tmp_path / "c", budget="4M", pressure=False) as cache:
+        find(cache)(1)
+    with Cache(tmp_path / "c", budget="4M", pressure=False, read_only=True) as cache:
+        assert [find(cache)(1), find(cache)(2)] == ["one", "two"]
+        with pytest.raises(KeyError, match="3"):
+            find(cache)(3)
+        assert (len(cache), cache.stats().unkept) == (1, 2)
+
+
 @pytest.mark.parametrize("name", [1, "\udc80 is a file's name"])
 def test_misses_of_plain_functions(blocking, name):
     @blocking.memoize(misses=5)
