@@ -231,3 +231,19 @@ async def test_no_bytes_bring_the_node_down(client, seed, caplog):
         writer.close()
     assert await client.send("PING") == b"PONG"
     assert not caplog.records
+
+
+async def test_many_keys_that_are_not_committed_yet_are_listed_in_order_and_once(client):
+    for number in range(3000):
+        client.write("SET", f"k{number}", "v")
+    for number in range(3000):
+        assert await client.receive() == b"OK"
+    names = client.node.store.names(b"redis\0k")
+    listed = [next(names) for _ in range(1500)]
+    await client.send("DSTORAGE.COMMIT")
+    listed += list(names)
+    assert len(listed) == 3000
+    assert listed == sorted(set(listed))
+    await client.send("DEL", "k1", "k2")
+    await client.send("SET", "k1", "again")
+    assert len(await scan(client, "COUNT", 1000)) == 2999
