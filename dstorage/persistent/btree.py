@@ -155,6 +155,21 @@ class BTree:
         """The highest keys, as `find_lowest`."""
         return self._outermost(root, prefix, -1)
 
+    def nodes(self, root: int) -> int:
+        """Nodes of a tree of one level; looks at all but the leaves.
+
+        Raises:
+            DamagedMetadataError: One of these is damaged.
+        """
+        level, found = [root], 1
+        for _ in DEPTHS:
+            first = self._peek(level[0], NODE, NodeView)
+            if first.is_leaf:
+                return found
+            level = [child for number in level for child in self._peek(number, NODE, NodeView).values]
+            found += len(level)
+        raise too_deep(root)
+
     # -- ranges -------------------------------------------------------------------------------------------------------
 
     def items(self, root: int, *prefix: int, first: int = 0, end: int = MAX_KEY + 1) -> Iterator[tuple[int, bytes]]:

@@ -13,8 +13,9 @@ from typing import Self
 from dstorage.persistent.blocks import Blocks
 from dstorage.persistent.btree import BTree
 from dstorage.persistent.errors import DamagedMetadataError
+from dstorage.persistent.node import max_entries
 from dstorage.persistent.space_map import SpaceMap
-from dstorage.persistent.space_map_common import INDEX_ENTRY_BYTES, IndexEntry, MapRoot
+from dstorage.persistent.space_map_common import INDEX_ENTRY_BYTES, IndexEntry, MapRoot, nr_bitmaps
 
 MAX_PENDING = 2**18
 """Changes kept in memory before they are written: some 25 MB."""
@@ -35,6 +36,7 @@ class DiskSpaceMap(SpaceMap):
         self._index_root = self._committed_root = root.index_root
         self._changed: dict[int, IndexEntry] = {}
         self._freed_runs: list[tuple[int, int]] = []
+        self._overflow_nodes: int | None = None
 
     @classmethod
     def create(cls, blocks: Blocks, nr_blocks: int) -> Self:
@@ -61,7 +63,7 @@ class DiskSpaceMap(SpaceMap):
 
     def settle(self) -> None:
         """See `SpaceMap.settle`."""
-        super().settle()
+        self._settle_counts()
         for number, entry in sorted(self._changed.items()):
             self._index_root = self._tree.insert(self._index_root, number, entry.pack())
         self._changed.clear()
@@ -74,6 +76,25 @@ class DiskSpaceMap(SpaceMap):
         for block in blocks:
             self.dec((block,))
             self._recycle(block)
+
+    def settling_blocks(self, more: int, kept: int) -> int:
+        """Metadata blocks that `settle` may need.
+
+        Args:
+            more: Blocks whose counts will be changed by then, beside those that have been.
+            kept: As many are kept for it in any case; whether it needs less is not looked at.
+        """
+        changes = min(len(self._pending) + more, self.nr_blocks)
+        # For each a bitmap, a node of the index and two of the overflow tree, as far as there are so many; beside nodes that split.
+        splits = changes // 100 + 8
+        if 4 * changes + splits <= kept:
+            return kept
+        bitmaps = nr_bitmaps(self.nr_blocks)
+        index = bitmaps // (max_entries(INDEX_ENTRY_BYTES) // 3) + 1
+        if self._overflow_nodes is None:
+            self._overflow_nodes = self._overflow.nodes(self._overflow_root)
+        copies = min(changes, bitmaps) + min(changes, index) + min(2 * changes, self._overflow_nodes)
+        return max(kept, copies + splits)
 
     @property
     def freed(self) -> list[tuple[int, int]]:
@@ -92,7 +113,11 @@ class DiskSpaceMap(SpaceMap):
         # Deleting a large device must not need memory by its size. The metadata's own map cannot do so: whoever changes its counts
         # may hold the blocks that writing them needs.
         if len(self._pending) > MAX_PENDING:
-            SpaceMap.settle(self)
+            self._settle_counts()
+
+    def _settle_counts(self) -> None:
+        self._overflow_nodes = None
+        super().settle()
 
     def _entry(self, number: int) -> IndexEntry:
         entry = self._changed.get(number)

@@ -24,15 +24,13 @@ from dstorage.volumes.errors import (
 )
 from dstorage.volumes.finish import in_thread
 from dstorage.volumes.gate import Gate
-from dstorage.volumes.metadata import ThinMetadata
+from dstorage.volumes.metadata import CHANGE_BLOCKS, ThinMetadata
 from dstorage.volumes.status import LowSpace, Mode, SpaceWatch
 
 if TYPE_CHECKING:
     from dstorage.volumes.volume import Volume
 
 COMMIT_INTERVAL_S = 1.0
-CHANGE_BLOCKS = 8
-"""Metadata blocks that one change may need: the nodes on its way down both trees, and some that split."""
 
 UNCHANGED = (DeviceExistsError, NoSuchDeviceError, DeviceBusyError, InvalidArgumentError, UsageError)
 """Raised by the metadata before anything is changed."""
@@ -142,11 +140,9 @@ class PoolCore:
         """
         self._check_open()
         self.check_changeable()
-        if self.metadata.free_metadata_blocks < CHANGE_BLOCKS * (self._allocations + 1):
-            raise PoolFullError(
-                f"the pool {self.path} is out of metadata space: delete devices or discard, commit, or grow the metadata",
-                kind="metadata",
-            )
+        changes = self._allocations + 1
+        if not self._change(lambda: self.metadata.has_room(changes)):
+            raise self._out_of_metadata()
 
     def allocate(self, count: int) -> list[int]:
         """Take so many data blocks, or none; they belong to the caller until `map` or `release`.
@@ -179,7 +175,13 @@ class PoolCore:
         self._watch_space()
 
     def unmap(self, id: int, first: int, last: int) -> None:
-        """Unmap virtual blocks from `first` to `last` (exclusive)."""
+        """Unmap virtual blocks from `first` to `last` (exclusive).
+
+        Raises:
+            PoolFullError: Not even the reserve has the metadata blocks that this needs.
+        """
+        if not self._change(lambda: self.metadata.has_room(1, in_reserve=True)):
+            raise self._out_of_metadata()
         self._change(lambda: self.metadata.unmap(id, first, last))
         self._watch_space()
 
@@ -237,6 +239,12 @@ class PoolCore:
                 volume.forget()
             else:
                 volume.close()
+
+    def _out_of_metadata(self) -> PoolFullError:
+        return PoolFullError(
+            f"the pool {self.path} is out of metadata space: delete devices or discard, commit, or grow the metadata",
+            kind="metadata",
+        )
 
     async def _commit(self) -> None:
         """The commit itself, alone."""

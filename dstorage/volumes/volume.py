@@ -320,6 +320,7 @@ class Volume:
         Raises:
             ClosedError: The volume or its pool was closed.
             InvalidArgumentError: The range is not within the volume.
+            PoolFullError: There is no metadata left even for this.
             PoolReadOnlyError: The pool takes no changes.
         """
         check_range(offset, length, self.size)
@@ -327,6 +328,15 @@ class Volume:
         end = offset + length
         first = -(-offset // self._block)
         last = -(-end // self._block) if end == self.size else end // self._block
+        while True:
+            try:
+                await self._unmap(first, last)
+                return
+            except PoolFullError:
+                if not await self._pool.reclaim():
+                    raise
+
+    async def _unmap(self, first: int, last: int) -> None:
         large = last - first > LARGE_DISCARD
         async with self._pool.gate.alone if large else self._pool.gate:
             self._check_open()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 
 import pytest
 from memory_data import MemoryData
@@ -205,6 +206,9 @@ async def test_without_metadata_space_nothing_new_is_mapped(path):
         while pool.mode is Mode.WRITE:
             block += 1
             await pool.create_device(1 + block)
+            if pool.mode is not Mode.WRITE:
+                # What was copied in this transaction is free behind it.
+                await pool.commit()
         with pytest.raises(PoolFullError, match="out of metadata space") as caught:
             await pool.snapshot(1000, origin=1)
         assert caught.value.kind == "metadata"
@@ -221,6 +225,48 @@ async def test_without_metadata_space_nothing_new_is_mapped(path):
         await volume.pwrite(b"x", BLOCK)
         with pytest.raises(InvalidArgumentError):
             await pool.grow_metadata(2**19)
+    sound(path)
+
+
+async def test_a_write_without_metadata_space_has_those_that_a_commit_frees(path):
+    _, pool = await create(path, blocks=4000, metadata_bytes=80 * 4096)
+    async with pool:
+        await pool.create_device(0)
+        await pool.commit()
+        volume = await pool.volume(0, size=2**60)
+        id = 0
+        while pool.mode is Mode.WRITE:
+            id += 1
+            await pool.create_device(id)
+        for gone in range(1, id + 1):
+            await pool.delete_device(gone)
+        await volume.pwrite(b"x", 0)
+    sound(path)
+
+
+async def test_room_is_left_to_write_the_counts_of_what_snapshots_share(path, tmp_path):
+    """Each leaf copied counts its 252 data blocks anew; those lie all over the maps, and are written by the commit."""
+    data = FileDevice(tmp_path / "data", create=True)
+    pool = await ThinPool.create(path, data, data_bytes=300_000 * BLOCK, metadata_bytes=2**20, commit_interval=None)
+    async with pool:
+        random, metadata, size = Random(6), pool.metadata, 12_000
+        await pool.create_device(0)
+        places = metadata.allocate(size)
+        random.shuffle(places)
+        metadata.map(0, dict(enumerate(places)))
+        await pool.commit()
+        id = refused = 0
+        while refused < 3:
+            id += 1
+            try:
+                await pool.snapshot(id, origin=0)
+                for _ in range(100):
+                    pool.map(id, {random.randrange(size): pool.allocate(1)[0]})
+            except PoolFullError:
+                refused += 1
+            await pool.commit()
+        assert pool.mode is not Mode.READ_ONLY
+    data.close()
     sound(path)
 
 
