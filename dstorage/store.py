@@ -42,6 +42,7 @@ from dstorage.lock import StoreLock
 from dstorage.mover import Mover
 from dstorage.namespace import Namespace, Namespaces
 from dstorage.outage import Outages
+from dstorage.paging.budget import parse_bytes
 from dstorage.paging.memory import Memory
 from dstorage.paging.page import Page
 from dstorage.paging.pagein import PageIn
@@ -311,13 +312,18 @@ class Store:
 
     # -- memory -------------------------------------------------------------------------------------------------------
 
-    def set_budget(self, budget: int) -> None:
-        """Change the budget (bytes) while running; a smaller one evicts down to what references hold."""
+    def set_budget(self, budget: int | float | str) -> None:
+        """Change the budget while running; a smaller one evicts down to what references hold.
+
+        Args:
+            budget: As for `dstorage.open`: bytes, "512M", or a share of RAM.
+
+        Raises:
+            InvalidArgumentError: It is none of these.
+        """
         self.check_open()
-        if budget <= 0:
-            raise InvalidArgumentError(f"a budget of {budget} bytes: give at least 1")
-        self._memory.budget = budget
-        self._set_limit(budget, critical=self._memory.critical)
+        self._memory.budget = parse_bytes(budget)
+        self._set_limit(self._memory.budget, critical=self._memory.critical)
 
     def on_pressure(self, pressure: Pressure) -> None:
         """The machine's memory has changed: follow (called by the pressure monitor)."""

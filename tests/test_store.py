@@ -714,6 +714,15 @@ async def test_the_budget_changes_while_running_down_to_what_references_hold(sto
         assert len(data) == 8000
 
 
+async def test_a_running_budget_takes_the_forms_that_opening_takes(store):
+    store.set_budget("2M")
+    assert store.stats().budget == 2 * 2**20
+    for budget in (0, -1, 1.5, "much", None):
+        with pytest.raises(InvalidArgumentError):
+            store.set_budget(budget)
+    assert store.stats().budget == 2 * 2**20
+
+
 async def test_a_producer_faster_than_the_controller_is_slowed(tmp_path, memory):
     async with opening(tmp_path, memory, budget=100_000, dirty_share=0.3) as store:
         memory.write_gate = asyncio.Event()

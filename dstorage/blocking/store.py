@@ -226,7 +226,7 @@ class Store:
 
     # -- memory and commits -------------------------------------------------------------------------------------------
 
-    def set_budget(self, budget: int) -> None:
+    def set_budget(self, budget: int | float | str) -> None:
         """Change the budget (bytes) while running; a smaller one evicts down to what references hold."""
         self.loop.call_sync(self.inner.set_budget, budget)
 

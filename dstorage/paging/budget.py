@@ -26,6 +26,8 @@ def parse_bytes(value: int | float | str) -> int:
         size = value
     elif isinstance(value, float):
         size = value * memory_total() if 0 < value <= 1 else 0
+    elif not isinstance(value, str):
+        pass
     elif match := _SIZE.fullmatch(value.strip()):
         size = float(match[1]) * _UNITS[match[2].upper()]
     elif (match := _SHARE.fullmatch(value.strip())) and 0 < float(match[1]) <= 100:

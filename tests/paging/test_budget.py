@@ -39,6 +39,8 @@ def test_shares_are_of_the_memory_this_process_may_use(value, share):
 @pytest.mark.parametrize(
     "value",
     [
+        None,
+        b"5M",
         0,
         -1,
         0.0,
