@@ -79,7 +79,12 @@ class Elements:
         raw.flags.writeable = False
         return selection.result(raw)
 
-    async def _read_into(self, raw: Array, selection: Selection) -> None:
+    async def _read_into(self, raw: Array, selection: Selection, *, asked: bool = False) -> None:
+        if asked:
+            # All of it is on its way already.
+            for piece in selection.pieces():
+                raw[piece.raw] = (await self._read_tile(piece.place))[piece.inside]
+            return
         async for piece in self._ahead(selection.pieces(), self._number_of, self._layout.tile_bytes):
             raw[piece.raw] = (await self._read_tile(piece.place))[piece.inside]
 
@@ -91,9 +96,13 @@ class Elements:
     def _number_of(self, piece: Piece) -> Iterable[int]:
         return (self._layout.number(piece.place),)
 
+    @property
+    def _window(self) -> int:
+        """Bytes to ask for ahead."""
+        return min(AHEAD_BYTES, int(self._access.store.options.budget * AHEAD_SHARE))
+
     def _ahead(self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], item_bytes: int) -> Ahead[T]:
-        room = min(AHEAD_BYTES, int(self._access.store.options.budget * AHEAD_SHARE))
-        depth = max(1, min(MAX_AHEAD, room // max(1, item_bytes)))
+        depth = max(1, min(MAX_AHEAD, self._window // max(1, item_bytes)))
         return Ahead(items, numbers, depth, self._access, self._tiles)
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -244,14 +253,15 @@ class Elements:
                     yield self._layout.number(piece.place)
 
         async for frame in self._ahead(frames, numbers, frames.bytes):
-            if frame.covered and len(frame.patches) == 1:
+            selections = [Selection(patch.source, self._layout) for patch in frame.patches]
+            if frame.covered and len(selections) == 1 and selections[0].single() is not None:
                 data = await self.view(frame.patches[0].source)
             else:
                 data = np.empty(frame.shape, self.dtype)
                 if not frame.covered:
                     data[...] = frames.outside
-                for patch in frame.patches:
-                    await self._read_into(part_of(data, patch.target), Selection(patch.source, self._layout))
+                for patch, selection in zip(frame.patches, selections, strict=True):
+                    await self._read_into(part_of(data, patch.target), selection, asked=frames.bytes <= self._window)
                 data.flags.writeable = False
             yield Block(frame.place, frame.slices, data, frame.inner)
 
