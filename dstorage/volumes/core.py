@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from dstorage.errors import ClosedError, InvalidArgumentError, UsageError
@@ -22,7 +22,7 @@ from dstorage.volumes.errors import (
     PoolFullError,
     PoolReadOnlyError,
 )
-from dstorage.volumes.finish import in_thread
+from dstorage.volumes.finish import finish, in_thread
 from dstorage.volumes.gate import Gate
 from dstorage.volumes.metadata import CHANGE_BLOCKS, ThinMetadata
 from dstorage.volumes.status import LowSpace, Mode, SpaceWatch
@@ -74,6 +74,7 @@ class PoolCore:
         self._volumes: dict[int, Volume] = {}
         self._allocations = 0
         self._broken: BaseException | None = None
+        self._flush_failure: Exception | None = None
         self._space = SpaceWatch(low_space)
         self.loop = asyncio.get_running_loop()
         self._committer: asyncio.Task[None] | None = None
@@ -98,18 +99,14 @@ class PoolCore:
         """
         self._check_open()
         self.check_changeable()
-        failure: Exception | None = None
-        try:
-            # Most of the bytes go without holding anybody up.
-            await self.data.flush()
-        except Exception as error:
-            failure = error
+        # Most of the bytes go without holding anybody up.
+        await _to_its_end(self._flush())
         async with self.gate.alone:
             self._check_open()
             self.check_changeable()
-            if failure is not None:
-                self._fall_back(failure)
-                raise failure
+            if self._flush_failure is not None:
+                self._fall_back(self._flush_failure)
+                raise self._flush_failure
             await self._commit()
 
     # -- for volumes --------------------------------------------------------------------------------------------------
@@ -232,7 +229,15 @@ class PoolCore:
             error.add_note(f"nor could the last commit be read again and marked as needing a check: {second}")
 
     def _abort(self) -> None:
-        self.metadata.abort()
+        try:
+            self.metadata.abort()
+        except Exception as error:
+            # What is in memory is neither the last commit nor anything else: nobody may read by it.
+            self._broken = self._broken or error
+            for volume in list(self._volumes.values()):
+                volume.close()
+            self.metadata.close()
+            raise
         there = {id for id, _ in self.metadata.devices()} if self._volumes else set()
         for id, volume in list(self._volumes.items()):
             if id in there:
@@ -246,10 +251,19 @@ class PoolCore:
             kind="metadata",
         )
 
+    async def _flush(self) -> None:
+        try:
+            await self.data.flush()
+        except Exception as error:
+            # Told once by the device: the next flush may succeed, and the bytes be lost all the same.
+            self._flush_failure = error
+
     async def _commit(self) -> None:
-        """The commit itself, alone."""
-        if not self.metadata.changed:
-            return
+        """The commit itself, alone; to its end, whoever is cancelled."""
+        if self.metadata.changed:
+            await _to_its_end(self._commit_changes())
+
+    async def _commit_changes(self) -> None:
         try:
             await self.data.flush()
         except Exception as error:
@@ -284,3 +298,8 @@ class PoolCore:
         # Some changes are made in a thread.
         tell = self.loop.call_soon_threadsafe
         self._space.look(self.metadata.free_data_blocks, self.metadata.free_metadata_blocks, tell)
+
+
+async def _to_its_end(work: Coroutine[None, None, None]) -> None:
+    """Do all of it, even if whoever waits is cancelled: what fails must be known, and be dealt with."""
+    await finish(asyncio.ensure_future(work))

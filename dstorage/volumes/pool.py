@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from dstorage.errors import InvalidArgumentError
+from dstorage.errors import ClosedError, InvalidArgumentError
 from dstorage.volumes.core import COMMIT_INTERVAL_S, PoolCore
 from dstorage.volumes.device import DataDevice
 from dstorage.volumes.errors import (
@@ -147,13 +147,21 @@ class ThinPool(PoolCore):
         """
         if self.is_closed:
             return
+        before = self._broken
         if self._committer is not None:
             self._committer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._committer
         try:
+            if self._broken is not None and before is None:
+                # The commit that was under way failed, and nobody has been told.
+                raise self._broken
             if self.mode is not Mode.READ_ONLY:
                 await self.commit()
+        except ClosedError:
+            # Closed twice at once, the other one was faster; or it is the data device that was closed too early.
+            if not self.is_closed:
+                raise
         finally:
             async with self.gate.alone:
                 self.is_closed = True

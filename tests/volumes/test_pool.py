@@ -430,6 +430,96 @@ async def test_a_commit_that_fails_leaves_the_last_one_and_a_pool_that_is_only_r
         assert pool.devices() in ([1], [1, 2])
 
 
+class HeldUpData(MemoryData):
+    """Its flush can be held up, and then fails once, as a file's does: the kernel tells a lost write to one fsync only."""
+
+    hold: asyncio.Event | None = None
+
+    async def flush(self):
+        if self.hold is not None:
+            hold, self.hold = self.hold, None
+            await hold.wait()
+            raise OSError(5, "written bytes are lost")
+        await super().flush()
+
+
+async def cancelled_commit(pool, data):
+    data.hold = hold = asyncio.Event()
+    commit = asyncio.create_task(pool.commit())
+    while data.hold is not None:
+        await asyncio.sleep(0)
+    commit.cancel()
+    await asyncio.sleep(0)
+    assert not commit.done()
+    hold.set()
+    with pytest.raises(asyncio.CancelledError):
+        await commit
+
+
+async def test_a_flush_that_fails_is_not_forgotten_when_its_commit_is_cancelled(path):
+    data = HeldUpData()
+    pool = await ThinPool.create(path, data, data_bytes=16 * BLOCK, metadata_bytes=2**20, commit_interval=None)
+    await pool.create_device(1)
+    await pool.commit()
+    async with await pool.volume(1) as volume:
+        await volume.pwrite(b"lost", 0)
+    await cancelled_commit(pool, data)
+    with pytest.raises(OSError, match="bytes are lost"):
+        await pool.commit()
+    assert pool.mode is Mode.READ_ONLY
+    assert (await pool.device(1)).mapped_blocks == 0
+    await pool.close()
+    sound(path)
+
+
+async def test_a_background_commit_that_fails_while_the_pool_is_closed_is_told(path):
+    data = HeldUpData()
+    pool = await ThinPool.create(path, data, data_bytes=16 * BLOCK, metadata_bytes=2**20, commit_interval=0.001)
+    await pool.create_device(1)
+    await pool.commit()
+    data.hold = hold = asyncio.Event()
+    await pool.create_device(2)
+    while data.hold is not None:
+        await asyncio.sleep(0.001)
+    closing = asyncio.create_task(pool.close())
+    await asyncio.sleep(0)
+    hold.set()
+    with pytest.raises(OSError, match="bytes are lost"):
+        await closing
+    async with await reopened(path, data) as pool:
+        assert pool.devices() == [1]
+
+
+async def test_closing_twice_at_once_closes_once(path):
+    _, pool = await create(path)
+    await pool.create_device(1)
+    await asyncio.gather(pool.close(), pool.close(), pool.close())
+    sound(path)
+
+
+async def test_nothing_is_read_by_metadata_that_could_not_be_taken_back(path, monkeypatch):
+    data, pool = await create(path)
+    await pool.create_device(1)
+    volume = await pool.volume(1)
+    await pool.commit()
+    await volume.pwrite(b"uncommitted", 0)
+
+    def fail(*_):
+        raise OSError(5, "the metadata device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.metadata._device, "pread", fail)
+        with pytest.raises(OSError, match="is gone"):
+            await pool.rollback()
+    with pytest.raises(ClosedError):
+        await volume.pread(1, 0)
+    with pytest.raises(PoolReadOnlyError, match="is gone"):
+        await pool.create_device(2)
+    await pool.close()
+    async with await reopened(path, data) as pool:
+        assert (await pool.device(1)).mapped_blocks == 0
+
+
 async def test_a_change_that_breaks_off_marks_the_pool(path, monkeypatch):
     data, pool = await create(path)
     await pool.create_device(1)
