@@ -104,6 +104,16 @@ class DStorageFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec ships
         """
         self._mount.call(_commit)
 
+    def collect(self) -> int:
+        """Free the space of files that were being written when a process was killed; nobody sees them otherwise.
+
+        It looks at all that is in the store, so it takes its time, while other calls go on.
+
+        Returns:
+            How many chunks were freed.
+        """
+        return self._mount.call(Tree.collect)
+
     def close(self) -> None:
         """Give the store back: the last one who does, of those who named it by path, commits and closes it.
 

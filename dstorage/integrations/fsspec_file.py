@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from dstorage.errors import ClosedError
 from dstorage.integrations.mount import Mount
 from dstorage.integrations.pieces import PieceWriter
 from dstorage.integrations.tree import Tree
@@ -115,7 +117,9 @@ class Upload:
         """Give up what was not published."""
         contents, self._contents = self._contents, None
         if contents is not None:
-            self._mount.call(_abort, contents)
+            # If the store is closed already, what was written is left for `Tree.collect`.
+            with suppress(ClosedError):
+                self._mount.call(_abort, contents)
 
     def __enter__(self) -> Self:
         return self

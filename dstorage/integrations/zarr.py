@@ -86,6 +86,16 @@ class ZarrStore(Store):
         """
         self._mount.call(_commit)
 
+    def collect(self) -> int:
+        """Free the space of values that were being written when a process was killed; nobody sees them otherwise.
+
+        It looks at all that is in the store, so it takes its time, while other calls go on.
+
+        Returns:
+            How many chunks were freed.
+        """
+        return self._mount.call(Tree.collect)
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def get(

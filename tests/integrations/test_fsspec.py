@@ -314,6 +314,23 @@ def test_what_was_written_is_there_after_closing(fs, tmp_path):
     assert pickle.loads(pickle.dumps(fs)).cat("a") == b"1"
 
 
+def test_a_file_that_outlives_its_store_is_as_it_was(tmp_path):
+    with dstorage.blocking.open(tmp_path / "s", budget=BUDGET, pressure=False) as store:
+        fs = DStorageFileSystem(store, skip_instance_cache=True)
+        fs.pipe("a", b"old")
+        file = fs.open("a", "wb")
+        file.write(bytes(3 * 2**20))
+    with pytest.raises(dstorage.ClosedError):
+        file.close()
+    file.discard()
+    with dstorage.blocking.open(tmp_path / "s", budget=BUDGET, pressure=False) as store:
+        fs = DStorageFileSystem(store, skip_instance_cache=True)
+        assert fs.collect() > 0
+        assert fs.cat("a") == b"old"
+        fs.commit()
+        assert sum(store.info(id).size for id in store.ids()) < 2**20
+
+
 def test_open_files_can_be_pickled_for_reading(fs):
     fs.pipe("a", b"0123456789")
     with fs.open("a") as file:
