@@ -64,18 +64,25 @@ def create(
     if there and size is not None:
         raise InvalidArgumentError(f"{metadata} is there already, with a size of its own: leave --size out")
 
+    # Before anything is made.
+    block_bytes, metadata_bytes = _bytes(block), _bytes(metadata_size)
+    data_bytes = None if size is None else _bytes(size)
+    data_there = data.exists()
+
     async def work() -> None:
         device = FileDevice(data, create=not there)
         try:
+            if not there and data_bytes is None and device.size < block_bytes:
+                raise InvalidArgumentError(f"{data} has not even one block: say by --size how long it is to be")
             if there:
                 pool = await ThinPool.open(metadata, device, commit_interval=None)
             else:
                 pool = await ThinPool.create(
                     metadata,
                     device,
-                    block_bytes=parse_bytes(block),
-                    data_bytes=None if size is None else parse_bytes(size),
-                    metadata_bytes=parse_bytes(metadata_size),
+                    block_bytes=block_bytes,
+                    data_bytes=data_bytes,
+                    metadata_bytes=metadata_bytes,
                     commit_interval=None,
                 )
             async with pool:
@@ -85,6 +92,9 @@ def create(
                 status = pool.status()
         finally:
             device.close()
+            if not data_there and not metadata.exists():
+                # There is no pool that it could be the data of.
+                data.unlink()
         if json:
             _print_json({"metadata": str(metadata), "volume": id, **asdict(status), "mode": status.mode.value})
         else:
@@ -183,8 +193,7 @@ def dump(
     held: Annotated[bool, typer.Option("--snapshot", "-m", help="The metadata snapshot of a pool in use.")] = False,
 ) -> None:
     """Write the metadata as XML, as thin_dump does."""
-    target: BinaryIO
-    with output.open("wb") if output else nullcontext(sys.stdout.buffer) as target:
+    with _target(output, metadata) as target:
         with _meter("dumping", None) as advance:
             dump_metadata(metadata, target.write, snapshot=held, advance=advance)
         target.flush()
@@ -232,8 +241,7 @@ def read(
             async with await ThinPool.open(metadata, device, read_only=True) as pool:
                 end = pool.metadata.mapped_end(id) * pool.block_bytes if length is None else start + _bytes(length)
                 volume = await pool.volume(id, size=max(end, start))
-                target: BinaryIO
-                with output.open("wb") if output else nullcontext(sys.stdout.buffer) as target:
+                with _target(output, metadata, data) as target:
                     with _meter("reading", max(0, end - start), in_bytes=True) as advance:
                         for at in range(start, end, PIECE_BYTES):
                             piece = await volume.pread(PIECE_BYTES, at)
@@ -283,7 +291,28 @@ def write(
 
 
 def _bytes(text: str) -> int:
-    return 0 if text == "0" else parse_bytes(text)
+    # Exact, where a number with a unit goes by floating point.
+    if text.isascii() and text.isdecimal() and len(text) < 20:
+        return int(text)
+    try:
+        if "%" not in text:
+            return parse_bytes(text)
+    except InvalidArgumentError:
+        pass
+    raise InvalidArgumentError(f'{text!r} is no number of bytes: "4096", "512M" and "1.5GiB" are')
+
+
+@contextmanager
+def _target(output: Path | None, *sources: Path) -> Iterator[BinaryIO]:
+    """Where results go; not into the file they are read from."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    for source in sources:
+        if output.exists() and source.exists() and output.samefile(source):
+            raise InvalidArgumentError(f"{output} is the very file that is to be read: name another one")
+    with output.open("wb") as file:
+        yield file
 
 
 def _source(name: str) -> BinaryIO | nullcontext[BinaryIO]:

@@ -5,10 +5,12 @@ A file is not locked here; see `dstorage.volumes.lock`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Protocol
 
+from dstorage.persistent import positioned
 from dstorage.persistent.validators import Buffer
 
 
@@ -50,47 +52,36 @@ class BlockFile:
         read_only: Refuse writing.
 
     Raises:
-        OSError: It cannot be opened.
+        OSError: It cannot be opened, or is neither a file nor a block device.
     """
 
     def __init__(self, path: Path | str, *, read_only: bool = False) -> None:
         self.path = Path(path)
         self.name = str(path)
-        self._fd = os.open(self.path, (os.O_RDONLY if read_only else os.O_RDWR) | getattr(os, "O_CLOEXEC", 0))
+        self._fd = positioned.open_file(path, read_only=read_only)
 
     @property
     def size(self) -> int:
         """Length in bytes."""
-        # Asked of the end, not of stat: a block device has no length there.
-        return os.lseek(self._fd, 0, os.SEEK_END)
+        return positioned.size_of(self._fd)
 
     def pread(self, length: int, offset: int, /) -> bytes:
         """`length` bytes from `offset`; fewer only at the end of the file."""
-        data = os.pread(self._fd, length, offset)
-        while len(data) < length:
-            more = os.pread(self._fd, length - len(data), offset + len(data))
-            if not more:
-                break
-            data += more
-        return data
+        return positioned.pread(self._fd, length, offset)
 
     def pwrite(self, data: Buffer, offset: int, /) -> None:
         """Write all of `data` at `offset`."""
-        done = os.pwrite(self._fd, data, offset)
-        while done < len(data):
-            done += os.pwrite(self._fd, memoryview(data)[done:], offset + done)
+        positioned.pwrite(self._fd, data, offset)
 
     def sync(self) -> None:
         """Return when all that was written before is durable."""
-        if hasattr(os, "fdatasync"):
-            os.fdatasync(self._fd)
-        else:
-            os.fsync(self._fd)
+        positioned.sync(self._fd)
 
     def will_need(self, length: int, offset: int, /) -> None:
         """Have the kernel read these bytes ahead, where it can be told."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def truncate(self, size: int, /) -> None:
         """Make the file `size` bytes long."""

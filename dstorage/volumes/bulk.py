@@ -5,12 +5,12 @@ Source: layouts of Linux `drivers/md/persistent-data`; the bulk building is this
 
 from __future__ import annotations
 
-import os
 import struct
 from array import array
 from collections.abc import Iterator
 from itertools import islice
 
+from dstorage.persistent import positioned
 from dstorage.volumes.counts import DataCounts
 from dstorage.volumes.layout import (
     BITMAP_ENTRIES,
@@ -55,12 +55,8 @@ class BulkWriter:
 
     def flush(self) -> None:
         """Hand over what was gathered."""
-        data = memoryview(b"".join(self._gathered))
-        offset = (self.used - len(self._gathered)) * BLOCK_BYTES
+        positioned.pwrite(self._fd, b"".join(self._gathered), (self.used - len(self._gathered)) * BLOCK_BYTES)
         self._gathered.clear()
-        while data:
-            done = os.pwrite(self._fd, data, offset)
-            data, offset = data[done:], offset + done
 
     def tree(self, entries: Iterator[tuple[int, bytes]], count: int, value_size: int) -> int:
         """Write a tree of `count` entries in ascending order, all nodes of a level equally full; gives its root."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from dstorage.errors import ClosedError, InvalidArgumentError
+from dstorage.persistent import positioned
 from dstorage.volumes.finish import finish
 
 Buffer = bytes | bytearray | memoryview
@@ -26,7 +27,6 @@ THREADS = 4
 INLINE_BYTES = 4 * 2**20
 """Read on the loop at most: copying that much from the page cache takes about a millisecond."""
 
-_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 T = TypeVar("T")
 
@@ -68,19 +68,14 @@ class FileDevice:
         read_only: Refuse writing.
 
     Raises:
-        OSError: The file cannot be opened.
+        OSError: The file cannot be opened, or is neither a file nor a block device.
     """
 
     def __init__(self, path: Path | str, *, create: bool = False, read_only: bool = False) -> None:
         self.path = Path(path)
-        access = os.O_RDONLY if read_only else os.O_RDWR | (os.O_CREAT if create else 0)
-        self._fd = os.open(self.path, access | getattr(os, "O_CLOEXEC", 0), 0o600)
-        try:
-            self._size = os.lseek(self._fd, 0, os.SEEK_END)
-        except BaseException:
-            os.close(self._fd)
-            raise
-        self._nowait = _NOWAIT
+        self._fd = positioned.open_file(path, read_only=read_only, create=create)
+        self._size = positioned.size_of(self._fd)
+        self._nowait: int | None = getattr(os, "RWF_NOWAIT", None)
         self._threads: ThreadPoolExecutor | None = None
 
     @property
@@ -113,7 +108,7 @@ class FileDevice:
     async def flush(self) -> None:
         """Return when all that was written before is durable."""
         fd = self._open_fd()
-        await self._in_thread(lambda: os.fdatasync(fd) if hasattr(os, "fdatasync") else os.fsync(fd))
+        await self._in_thread(lambda: positioned.sync(fd))
 
     async def discard(self, offset: int, length: int, /) -> None:
         """Give the bytes back to the file system where it can; else nothing."""
@@ -150,6 +145,8 @@ class FileDevice:
 
 
 def _read(fd: int, length: int, offset: int) -> Buffer:
+    if not hasattr(os, "preadv"):
+        return positioned.pread(fd, length, offset)
     buffer = _fresh(length)
     view = memoryview(buffer)
     done = 0
@@ -163,10 +160,7 @@ def _read(fd: int, length: int, offset: int) -> Buffer:
 
 def _write(fd: int, data: Buffer, offset: int) -> None:
     view = memoryview(data).cast("B") if len(data) else memoryview(b"")
-    while len(view):
-        done = os.pwrite(fd, view, offset)
-        view = view[done:]
-        offset += done
+    positioned.pwrite(fd, view, offset)
 
 
 def _punch(fd: int, offset: int, length: int) -> None:

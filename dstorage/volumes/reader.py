@@ -16,8 +16,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from dstorage.persistent import positioned
 from dstorage.volumes.errors import DamagedMetadataError, NotAPoolError
-from dstorage.volumes.layout import BLOCK_BYTES, INTERNAL, LEAF, NODE_HEADER, NODE_SALT, SUPERBLOCK_SALT, checksum
+from dstorage.volumes.layout import (
+    BLOCK_BYTES,
+    INTERNAL,
+    LEAF,
+    MAX_METADATA_BLOCKS,
+    NODE_HEADER,
+    NODE_SALT,
+    SUPERBLOCK_SALT,
+    checksum,
+)
 from dstorage.volumes.superblock import Superblock
 
 MAX_DEPTH = 16
@@ -49,11 +59,12 @@ class MetadataReader:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         try:
-            self._fd = os.open(self.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._fd = positioned.open_file(path, read_only=True)
         except OSError as error:
             raise NotAPoolError(f"{path} cannot be read: {error.strerror}") from error
         try:
-            self.nr_blocks = os.lseek(self._fd, 0, os.SEEK_END) // BLOCK_BYTES
+            # No map can count more: what lies behind, in a file that is longer, is none of the pool's.
+            self.nr_blocks = min(positioned.size_of(self._fd) // BLOCK_BYTES, MAX_METADATA_BLOCKS)
             if not self.nr_blocks:
                 raise NotAPoolError(f"{path} holds no thin pool: it is shorter than one block")
         except BaseException:
@@ -78,7 +89,7 @@ class MetadataReader:
         """
         if not 0 <= number < self.nr_blocks:
             raise self.damaged(kind, number, f"outside of the file, which has {self.nr_blocks} blocks")
-        block = os.pread(self._fd, BLOCK_BYTES, number * BLOCK_BYTES)
+        block = positioned.pread(self._fd, BLOCK_BYTES, number * BLOCK_BYTES)
         if len(block) != BLOCK_BYTES:
             raise self.damaged(kind, number, "the file has been cut short")
         if checksum(block, salt) != int.from_bytes(block[:4], "little"):
@@ -96,7 +107,7 @@ class MetadataReader:
             DamagedMetadataError: It fails its checksum.
             VersionError: It is of a version not known here.
         """
-        if number == 0 and not os.pread(self._fd, BLOCK_BYTES, 0).strip(b"\0"):
+        if number == 0 and not positioned.pread(self._fd, BLOCK_BYTES, 0).strip(b"\0"):
             raise NotAPoolError(f"{self.path} holds no thin pool: its first block is empty")
         return Superblock.unpack(self.block(number, SUPERBLOCK_SALT, "superblock"), self.path)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dstorage.errors import InvalidArgumentError
+from dstorage.persistent import positioned
 from dstorage.volumes.bulk import (
     BulkWriter,
     tree_blocks,
@@ -115,16 +116,16 @@ def _restore(
         file.seek(0)
         if file.read(BLOCK_BYTES).strip(b"\0") and not overwrite:
             raise InvalidArgumentError(f"{path} holds something already: pass overwrite=True (--force) to replace it")
-        os.pwrite(file.fileno(), bytes(BLOCK_BYTES), 0)
-        os.fsync(file.fileno())
+        positioned.pwrite(file.fileno(), bytes(BLOCK_BYTES), 0)
+        positioned.sync(file.fileno())
         writer = BulkWriter(file.fileno(), nr_blocks)
         superblock = _write_pool(writer, survey, advance)
         writer.flush()
-        os.fsync(file.fileno())
+        positioned.sync(file.fileno())
         block = bytearray(BLOCK_BYTES)
         superblock.pack_into(block)
-        os.pwrite(file.fileno(), seal(block, 0, SUPERBLOCK_SALT), 0)
-        os.fsync(file.fileno())
+        positioned.pwrite(file.fileno(), seal(block, 0, SUPERBLOCK_SALT), 0)
+        positioned.sync(file.fileno())
     return Restored(len(survey.devices), survey.mappings, writer.used, nr_blocks)
 
 

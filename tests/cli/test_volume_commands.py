@@ -96,6 +96,45 @@ def test_dump_and_restore_are_those_of_the_tools(shell, tmp_path):
     shell("restore", "pool.xml", "ours", "--force")
 
 
+def test_nothing_is_written_over_what_is_read(shell, tmp_path):
+    shell("create", "meta", "data", "--size", "10M", "--id", 1)
+    shell("write", "meta", "data", 1, input=b"kept")
+    os.link(tmp_path / "meta", tmp_path / "other-name")
+    before = (tmp_path / "meta").read_bytes()
+    assert "very file" in shell.refused("dump", "meta", "-o", "meta")
+    assert "very file" in shell.refused("dump", "meta", "-o", "other-name")
+    for output in ("meta", "data"):
+        assert "very file" in shell.refused("read", "meta", "data", 1, "-o", output)
+    assert (tmp_path / "meta").read_bytes() == before
+    assert shell("read", "meta", "data", 1, "--length", 4) == b"kept"
+
+
+def test_offsets_are_exact_and_shares_of_memory_are_none(shell):
+    shell("create", "meta", "data", "--size", "10M", "--id", 1)
+    place = 2**53 + 1
+    shell("write", "meta", "data", 1, "--offset", place, input=b"here")
+    assert shell("read", "meta", "data", 1, "--offset", place, "--length", 4) == b"here"
+    for offset in ("10%", "0.5", "-1", "0x10", "9" * 5000):
+        shell.refused("write", "meta", "data", 1, "--offset", offset)
+    shell.refused("create", "meta2", "data2", "--size", "10%")
+
+
+def test_a_pool_that_cannot_be_made_leaves_nothing(shell, tmp_path):
+    assert "--size" in shell.refused("create", "meta", "data")
+    shell.refused("create", "meta", "data", "--size", "1G", "--block", "3K")
+    shell.refused("create", "meta", "data", "--size", "1G", "--metadata-size", "100G")
+    shell.refused("create", "no-directory/meta", "data", "--size", "1G")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_kinds_of_files_are_named(shell, tmp_path):
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("directory", "pipe"):
+        for command in ("ls", "check", "dump"):
+            assert name in shell.refused(command, name)
+
+
 def test_damage_is_an_exit_code(shell, tmp_path):
     shell("create", "meta", "data", "--size", "10M", "--id", 1)
     with (tmp_path / "meta").open("r+b") as file:

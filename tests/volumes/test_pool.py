@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from random import Random
 
 import pytest
@@ -84,7 +85,10 @@ async def test_a_pool_is_found_again_as_it_was_closed(path):
         await volume.pread(1, 0)
 
 
-async def test_a_pool_on_files(path, tmp_path):
+@pytest.mark.parametrize("missing", [(), ("pread", "pwrite", "preadv", "RWF_NOWAIT")])
+async def test_a_pool_on_files(path, tmp_path, monkeypatch, missing):
+    for name in missing:
+        monkeypatch.delattr(os, name)
     device = FileDevice(tmp_path / "data", create=True)
     async with await ThinPool.create(path, device, data_bytes=2**22, metadata_bytes=2**20) as pool:
         await pool.create_device(1)

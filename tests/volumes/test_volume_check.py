@@ -37,6 +37,20 @@ def patch(path, number, at, data, salt):
     path.write_bytes(content)
 
 
+def test_a_file_is_not_the_dearer_for_being_long(pool, tmp_path):
+    """A pool cannot have more than 15.9 GiB of metadata; a sparse file may say that it has any length."""
+    with pool.open("r+b") as file:
+        file.truncate(2**42)
+    tracemalloc.start()
+    report = check(pool)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.sound
+    assert peak < 300 * 2**20
+    # Blocks behind the map are nobody's.
+    assert report.devices == 5
+
+
 def root(path, name):
     with MetadataReader(path) as reader:
         superblock = reader.superblock()
