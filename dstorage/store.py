@@ -592,6 +592,7 @@ class Store:
 
     def stats(self) -> Stats:
         """Counters now."""
+        self.check_open()
         memory = self._memory
         memory.sweep()
         return Stats(
@@ -754,6 +755,9 @@ class Store:
                 patient.tell(handle)
         if failure is None and not self.options.read_only:
             self._ids.give_back()
+        # What nobody holds goes back to the machine now, not when the last name for this object is gone.
+        self._memory.set_limit(0)
+        await self._loop.run_in_executor(self._writer, trim)
         self._writer.shutdown()
         self._catalog.close()
         if self._lock is not None:

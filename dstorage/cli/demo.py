@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -90,7 +92,7 @@ class _Demo:
         if not self._figures.bytes:
             raise InvalidArgumentError(f"{source} holds no bytes to store")
         self._budget: str | int = budget or max(LEAST_BUDGET, int(self._figures.bytes * BUDGET_SHARE))
-        self._chunks: list[tuple[int, Path, int]] = []
+        self._chunks: list[tuple[int, Path]] = []
         self._edited: set[int] = set()
         self._process = psutil.Process()
 
@@ -120,11 +122,9 @@ class _Demo:
         with Meter("storing", self._figures.bytes, unit="bytes") as meter:
             for path, _ in self._files:
                 with path.open("rb") as file:
-                    offset = 0
                     while data := file.read(CHUNK_BYTES):
                         with await store.create(data, wait=PATIENCE_S) as handle:
-                            self._chunks.append((handle.id, path, offset))
-                        offset += len(data)
+                            self._chunks.append((handle.id, path))
                         meter.advance(len(data))
                 self._note(store)
         await store.commit()
@@ -133,7 +133,7 @@ class _Demo:
 
     async def _read_and_edit(self, store: dstorage.Store) -> None:
         """Twice all chunks in random order, by callbacks, a bounded number at a time."""
-        order = [id for id, _, _ in self._chunks] * 2
+        order = [id for id, _ in self._chunks] * 2
         self._random.shuffle(order)
         in_flight = max(1, min(IN_FLIGHT, self._figures.budget // (4 * CHUNK_BYTES)))
         room = asyncio.Semaphore(in_flight)
@@ -183,21 +183,22 @@ class _Demo:
 
     async def _verify(self, store: dstorage.Store) -> bool:
         """SHA-256 of every file, put together from its chunks, against the original with the same edits."""
+        same = True
         with Meter("verifying", len(self._chunks)) as meter:
-            digests: dict[Path, tuple[hashlib._Hash, hashlib._Hash]] = {}
-            for id, path, offset in self._chunks:
-                ours, theirs = digests.setdefault(path, (hashlib.sha256(), hashlib.sha256()))
+            for path, chunks in groupby(self._chunks, key=itemgetter(1)):
+                ours, theirs = hashlib.sha256(), hashlib.sha256()
                 with path.open("rb") as file:
-                    file.seek(offset)
-                    original = bytearray(file.read(CHUNK_BYTES))
-                if id in self._edited:
-                    original[: len(MARK)] = MARK
-                theirs.update(original)
-                async with store.handle(id) as data:
-                    ours.update(data)
-                self._note(store)
-                meter.advance()
-        return all(ours.digest() == theirs.digest() for ours, theirs in digests.values())
+                    for id, _ in chunks:
+                        original = bytearray(file.read(CHUNK_BYTES))
+                        if id in self._edited:
+                            original[: len(MARK)] = MARK
+                        theirs.update(original)
+                        async with store.handle(id) as data:
+                            ours.update(data)
+                        self._note(store)
+                        meter.advance()
+                same = same and ours.digest() == theirs.digest()
+        return same
 
     def _note(self, store: dstorage.Store) -> None:
         self._figures.peak_chunk_memory = max(self._figures.peak_chunk_memory, store.memory_used)

@@ -150,3 +150,15 @@ async def test_one_pass_over_everything_does_not_flush_what_is_used_again_and_ag
     for id in hot:
         await read(store, id)
     assert len(memory.reads) <= len(hot) // 4
+
+
+async def test_a_closed_store_has_nothing_in_memory_but_what_is_held(tmp_path, memory):
+    store = await dstorage.open(tmp_path / "other", budget=BUDGET, controllers=[memory], pressure=None)
+    held = await store.create(b"held")
+    view = held.data
+    for _ in range(20):
+        (await store.create(bytes(1000))).release()
+    with pytest.warns(ResourceWarning, match="still referenced"):
+        await store.close()
+    assert view == b"held"
+    assert store.memory_used == len(b"held")
