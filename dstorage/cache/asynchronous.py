@@ -268,7 +268,7 @@ class AsyncCache:
     async def delete(self, key: Key) -> bool:
         """Remove `key`, or a remembered miss; returns whether it had a value."""
         core = self.core
-        core.store.check_writable()
+        core.check_writable()
         entry = core.lookup(key)
         if entry is None:
             return False
@@ -371,7 +371,7 @@ class AsyncCache:
 
     async def _erase_each(self, keys: list[Key]) -> int:
         core = self.core
-        core.store.check_writable()
+        core.check_writable()
         done = 0
         for number, key in enumerate(keys):
             entry = core.live.get(key)
@@ -456,12 +456,12 @@ class AsyncCache:
 
     async def expire(self) -> int:
         """Remove what has expired, now; returns how many. (The reaper does it within `reap_interval` anyway.)"""
-        self.core.store.check_writable()
+        self.core.check_writable()
         return await self._expire(self.core)
 
     async def cull(self) -> int:
         """Remove what is too much, now; returns how many. (Each `set` does it anyway.)"""
-        self.core.store.check_writable()
+        self.core.check_writable()
         return self.core.cull()
 
     def stats(self, *, reset: bool = False) -> CacheStats:

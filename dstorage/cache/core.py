@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
@@ -60,6 +61,7 @@ class Core:
         self.name = name
         self.codec = codec
         self.clock = clock
+        self._thread = threading.get_ident()
         self.names = Names(name)
         self.chunks = Chunks(store, self.names)
         self.entries = Entries()
@@ -83,6 +85,19 @@ class Core:
             raise ClosedError(f"cache {self.name!r} is closed: open it again")
         self.store.check_open()
 
+    def check_loop(self) -> None:
+        """Raise `UsageError` in any thread but that of the store's loop."""
+        if threading.get_ident() != self._thread:
+            raise UsageError(
+                f"cache {self.name!r} belongs to the event loop it was opened on, which runs in another thread: for threads "
+                "there is dstorage.Cache"
+            )
+
+    def check_writable(self) -> None:
+        """Raise unless the store takes changes, from this thread."""
+        self.check_loop()
+        self.store.check_writable()
+
     def close(self) -> None:
         """From now on it cannot be used, and another may open it. Idempotent."""
         if self.closed:
@@ -102,7 +117,7 @@ class Core:
 
     async def set_size_limit(self, limit: int | None) -> None:
         """Keep another limit, and cull down to it."""
-        self.store.check_writable()
+        self.check_writable()
         if limit != self.size_limit or self.store.get_name(self.names.settings) is None:
             settings = json.dumps({"format": SETTINGS_FORMAT, "size_limit": limit}).encode()
             id = await self.chunks.write(settings)
@@ -165,6 +180,7 @@ class Core:
         Raises:
             TemporarilyUnavailable, MemoryUnavailable: The value cannot be had now.
         """
+        self.check_loop()
         while (entry := self.lookup(key)) is not None:
             try:
                 payload = await self.chunks.read(entry)
@@ -277,7 +293,7 @@ class Core:
 
     def check(self, key: Key, encoded: Encoded, expire: float | None, tag: Key | None) -> tuple[Key, Key | None]:
         """Raise for what cannot be written; returns key and tag as plain types."""
-        self.store.check_writable()
+        self.check_writable()
         key = exact(key)
         encode_key(key)
         if tag is not None:
@@ -334,14 +350,14 @@ class Core:
 
     def erase(self, entry: Entry) -> None:
         """Remove an entry that is in the index, with its value."""
-        self.store.check_writable()
+        self.check_writable()
         self.entries.remove(entry)
         self.unname(entry)
         self.delete(entry)
 
     def touch(self, key: Key, expire: float | None) -> bool:
         """Give an entry another expiry; returns whether there is one."""
-        self.store.check_writable()
+        self.check_writable()
         check_expire(expire)
         entry = self.current(key)
         if entry is None:

@@ -75,7 +75,7 @@ class AsyncCacheTransaction:
             TemporarilyUnavailable: Another one took longer than `wait` seconds.
         """
         core = self._cache()
-        core.store.check_writable()
+        core.check_writable()
         await self._turns.take(self._owner or asyncio.current_task(), self._wait)
         self._core = core
         return self

@@ -371,3 +371,19 @@ async def test_nothing_warns_at_the_end(tmp_path):
         await cache.set("a", 1)
         await cache.close()
         await cache.close()
+
+
+async def test_another_thread_is_told_to_use_the_other_face(cache):
+    await cache.set("a", 1)
+    calls = [lambda: cache.set("a", 2), lambda: cache.set("b", bytes(200_000)), lambda: cache.delete("a"), lambda: cache.touch("a", 1),
+             lambda: cache.incr("a"), lambda: cache.pop("a"), cache.clear, cache.cull,
+             cache.transact().__aenter__, lambda: cache.set_size_limit(5000)]  # fmt: skip
+
+    async def use(call):
+        await call()
+
+    for call in calls:
+        with pytest.raises(UsageError, match=r"dstorage\.Cache"):
+            await asyncio.to_thread(asyncio.run, use(call))
+    assert await cache["a"] == 1
+    assert len(cache) == 1
