@@ -22,21 +22,22 @@ class BlockLock:
         number: Of the block.
         writer: Thread that writes it, or 0.
         readers: Threads that read it, once for each lock.
-        waiting_writers: Threads that want to write it.
+        waiting: How many threads want to read or write it.
+        waiting_writers: Of these, those that want to write.
     """
 
-    __slots__ = ("number", "readers", "waiting_writers", "writer")
+    __slots__ = ("number", "readers", "waiting", "waiting_writers", "writer")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.writer = 0
         self.readers: list[int] = []
-        self.waiting_writers = 0
+        self.waiting = self.waiting_writers = 0
 
     @property
-    def is_held(self) -> bool:
-        """Whether anybody reads or writes the block."""
-        return bool(self.writer or self.readers)
+    def is_wanted(self) -> bool:
+        """Whether anybody reads or writes the block, or waits to."""
+        return bool(self.writer or self.readers or self.waiting)
 
 
 class BlockLocks:
@@ -133,6 +134,7 @@ class BlockLocks:
     def _wait(self, lock: BlockLock, is_free: Callable[[], bool]) -> None:
         me = get_ident()
         self._waits[me] = lock
+        lock.waiting += 1
         try:
             # Whoever closes a circle of waits is the one that notices, so it is enough to look once, before waiting.
             if self._waits_for(lock, me, set()):
@@ -143,6 +145,7 @@ class BlockLocks:
             while not is_free():
                 self._changed.wait()
         finally:
+            lock.waiting -= 1
             del self._waits[me]
 
     def _waits_for(self, lock: BlockLock, thread: int, seen: set[int]) -> bool:

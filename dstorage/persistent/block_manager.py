@@ -114,6 +114,7 @@ class BlockManager:
         with self._mutex:
             buffer = self._buffer(number, validator)
             self._locks.read(buffer)
+            self._check_kept(buffer, validator, writer=False)
             return LockedBlock(buffer, is_writable=False)
 
     def read_try_lock(self, number: int, validator: Validator) -> LockedBlock:
@@ -145,6 +146,7 @@ class BlockManager:
             buffer.is_used = True
             if buffer.writer or buffer.readers:
                 self._locks.write(buffer)
+                self._check_kept(buffer, validator, writer=True)
             else:
                 buffer.writer = get_ident()
             return self._to_write(buffer)
@@ -221,6 +223,7 @@ class BlockManager:
         with self._mutex:
             buffer = self._buffer(number, validator)
             self._locks.read(buffer)
+            self._check_kept(buffer, validator, writer=False)
             try:
                 buffer.view = decoded = decode(memoryview(buffer.data).toreadonly())
                 buffer.decode = decode
@@ -344,6 +347,12 @@ class BlockManager:
         if buffer.validator is not validator:
             raise self.damaged(validator, buffer.number, f"it is in use as a {buffer.validator.name}")
 
+    def _check_kept(self, buffer: _Buffer, validator: Validator, *, writer: bool) -> None:
+        """After a wait: whoever had the block may have made it one of another kind."""
+        if buffer.validator is not validator:
+            self._locks.release(buffer, writer=writer)
+            self._check_kind(buffer, validator)
+
     def _keep(self, buffer: _Buffer) -> _Buffer:
         if len(self._buffers) >= self._limit:
             self._make_room()
@@ -362,7 +371,7 @@ class BlockManager:
             self._buffers[number] = buffer
             if buffer.is_used:
                 buffer.is_used = False
-            elif not buffer.is_held and not buffer.waiting_writers and not (buffer.is_dirty and number == SUPERBLOCK):
+            elif not buffer.is_wanted and not (buffer.is_dirty and number == SUPERBLOCK):
                 leaving.append(buffer)
         # A dirty one that came round twice is in the list twice.
         dirty = sorted({buffer.number for buffer in leaving if buffer.is_dirty})

@@ -427,3 +427,47 @@ def test_another_threads_lock_cannot_be_released(manager):
     with ThreadPoolExecutor(1) as threads, pytest.raises(BlockLockError, match="by this thread"):
         threads.submit(manager.unlock, block).result(10)
     manager.unlock(block)
+
+
+def test_a_block_that_is_waited_for_stays_in_memory(device):
+    """Else whoever waits would get bytes that nobody will ever write."""
+    manager = BlockManager(device, cache_blocks=16)
+    for number in range(64):
+        write(manager, number, b"old.")
+    manager.flush()
+
+    def change():
+        block = manager.upgrade(manager.read_lock(5, KIND))
+        block.data[16:20] = b"new."
+        manager.unlock(block)
+
+    held = manager.write_lock(5, KIND)
+    with ThreadPoolExecutor(1) as threads:
+        waiter = threads.submit(change)
+        waiting(manager, 1)
+        with manager._mutex:
+            # It is unlocked, and pushed out if it can be, before the other thread gets to it.
+            manager.unlock(held)
+            manager.flush()
+            for number in range(20, 64):
+                manager.peek(number, KIND, body)
+                manager.peek(number, KIND, body)
+        waiter.result(10)
+    manager.flush()
+    assert body(device.bytes[5 * 4096 :]) == b"new."
+
+
+@pytest.mark.parametrize("lock", ["read_lock", "write_lock"])
+def test_a_block_that_became_another_kind_while_it_was_waited_for_is_not_given(manager, lock):
+    write(manager, 5, b"five")
+    held = manager.write_lock(5, KIND)
+    with ThreadPoolExecutor(1) as threads:
+        waiter = threads.submit(getattr(manager, lock), 5, KIND)
+        waiting(manager, 1)
+        with manager._mutex:
+            manager.unlock(held)
+            write(manager, 5, b"else", OTHER)
+        with pytest.raises(DamagedMetadataError, match="in use as a other block"):
+            waiter.result(10)
+    # Nobody holds it.
+    manager.unlock(manager.write_lock(5, OTHER))
