@@ -41,8 +41,8 @@ class VolumeFile(io.RawIOBase):
         return True
 
     def writable(self) -> bool:
-        """Yes."""
-        return True
+        """Unless the pool was opened read-only."""
+        return self._volume.is_writable
 
     def seekable(self) -> bool:
         """Yes."""
@@ -91,8 +91,9 @@ class VolumeFile(io.RawIOBase):
 
     def flush(self) -> None:
         """Make durable what was written."""
-        if self._closing:
-            # Closing a file promises nothing about power failures, and may be the garbage collector's doing.
+        if self._closing or not self._volume.is_writable:
+            # Closing a file promises nothing about power failures, and may be the garbage collector's doing. Buffers around it
+            # flush it though nothing can have been written.
             return
         self._check_open()
         self._run(self._volume.flush())

@@ -99,6 +99,11 @@ class Volume:
         self._provisioning: dict[int, asyncio.Future[None]] = {}
         self._closed = False
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether the pool was opened to be written."""
+        return not self._metadata.read_only
+
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def pread(self, length: int, offset: int, /) -> Buffer:

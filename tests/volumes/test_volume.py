@@ -255,3 +255,18 @@ async def test_a_volume_as_a_file_in_a_thread(pool, volume):
         await volume.pread(1, 0)
     with pytest.raises(ClosedError):
         volume.file()
+
+
+async def test_a_file_of_a_pool_that_is_only_read_can_be_buffered(tmp_path):
+    data = MemoryData()
+    async with await ThinPool.create(tmp_path / "metadata", data, data_bytes=4 * BLOCK) as pool:
+        await pool.create_device(1)
+        await (await pool.volume(1)).pwrite(b"first\nsecond\n", 0)
+
+    def work(file):
+        assert not file.writable()
+        with io.BufferedReader(file) as buffered:
+            return buffered.readline()
+
+    async with await ThinPool.open(tmp_path / "metadata", data, read_only=True) as pool:
+        assert await asyncio.to_thread(work, (await pool.volume(1)).file()) == b"first\n"
