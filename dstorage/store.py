@@ -8,7 +8,9 @@ was opened on. The way of a hit is `Store.handle`; of a miss `Resolver.page_in`,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +33,7 @@ from dstorage.errors import (
     InvalidArgumentError,
     ReadOnlyError,
     TemporarilyUnavailable,
+    UsageError,
 )
 from dstorage.events import Events, EventStream
 from dstorage.handle import Handle
@@ -60,6 +63,9 @@ from dstorage.tiering import Tiering, TieringRules
 from dstorage.transfer import Transfer
 from dstorage.uses import Uses
 
+LAST_COMMIT_WAIT_S = 2.0
+LAST_COMMIT_PAUSE_S = 0.25
+"""How long close() tries to make its commit while a controller is unavailable, and the pause between two tries."""
 DISCARD_WAIT_S = 5.0
 """How long close() waits for space to be given back."""
 
@@ -90,6 +96,7 @@ class Store:
         self.path = path
         self.options = options
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._lock = lock
         self._catalog = catalog
         self._closed: str | None = None
@@ -708,8 +715,8 @@ class Store:
         second time waits until the first is through.
 
         Raises:
-            StoreFull, TemporarilyUnavailable: The last commit could not be made; the store is closed all the same, as it
-                was at the commit before.
+            StoreFull, TemporarilyUnavailable: The last commit could not be made, nor a moment later; the store is closed all the
+                same, as it was at the commit before.
         """
         if self._closing is not None:
             await self._closing.wait()
@@ -725,8 +732,7 @@ class Store:
         try:
             if not self.options.read_only:
                 await self._drain_scratch()
-                if self._index.changed or self._memory.dirty:
-                    await self._committer.commit()
+                await self._last_commit()
             if self._discards:
                 # What does not come to its end is found when the controller is opened again.
                 await asyncio.wait(self._discards, timeout=DISCARD_WAIT_S)
@@ -757,7 +763,6 @@ class Store:
             self._ids.give_back()
         # What nobody holds goes back to the machine now, not when the last name for this object is gone.
         self._memory.set_limit(0)
-        await self._loop.run_in_executor(self._writer, trim)
         self._writer.shutdown()
         self._catalog.close()
         if self._lock is not None:
@@ -765,6 +770,9 @@ class Store:
         _open_stores.discard(self)
         if failure is not None:
             raise failure
+        # Where the interpreter ends there are no threads to be had any more, and nothing to give back.
+        with contextlib.suppress(RuntimeError):
+            await asyncio.to_thread(trim)
         if held:
             names = ", ".join(str(handle.id) for handle in held[:5])
             warnings.warn(
@@ -772,6 +780,18 @@ class Store:
                 ResourceWarning,
                 stacklevel=3,
             )
+
+    async def _last_commit(self) -> None:
+        """What cannot be written for a moment is tried again: there is no later commit to take it."""
+        deadline = self._loop.time() + LAST_COMMIT_WAIT_S
+        while self._index.changed or self._memory.dirty:
+            try:
+                await self._committer.commit()
+                return
+            except TemporarilyUnavailable:
+                if self._loop.time() >= deadline:
+                    raise
+            await asyncio.sleep(LAST_COMMIT_PAUSE_S)
 
     async def _drain_scratch(self) -> None:
         """An orderly close makes scratch chunks durable: in memory by the commit to come, on volatile controllers by a move."""
@@ -797,8 +817,13 @@ class Store:
             raise ClosedError(f"{self._closed}: open it again")
 
     def check_writable(self) -> None:
-        """Raise unless the store takes changes."""
+        """Raise unless the store takes changes, from this thread."""
         self.check_open()
+        if threading.get_ident() != self._thread:
+            raise UsageError(
+                f"{self.path} is open on an event loop of another thread: open it with dstorage.blocking for use from any "
+                "thread, or go to its loop (asyncio.run_coroutine_threadsafe(..., store.loop))"
+            )
         if self._closing is not None:
             raise ClosedError("the store is being closed and takes no changes: open it again")
         if self.options.read_only:

@@ -847,6 +847,23 @@ async def test_resolve_all_is_all_or_nothing(store):
     assert all(store.info(id).refs == 0 for id in ids)
 
 
+async def test_a_controller_that_fails_for_a_moment_at_close_loses_nothing(tmp_path, memory):
+    store = await dstorage.open(tmp_path / "store", budget=2**20, controllers=[memory], pressure=None)
+    with await store.create(b"kept") as handle:
+        id = handle.id
+    memory.sync_error = dstorage.ControllerUnavailable("a moment")
+    closing = asyncio.create_task(store.close())
+    while not memory.writes:
+        await asyncio.sleep(0.01)
+    memory.sync_error = None
+    await closing
+    async with (
+        dstorage.open(tmp_path / "store", budget=2**20, controllers=[memory], pressure=None) as store,
+        store.handle(id) as data,
+    ):
+        assert data == b"kept"
+
+
 async def test_wait_gives_the_first_n(store, memory):
     ids = await fill(store, 5)
     await store.commit()
@@ -894,3 +911,19 @@ async def test_events_tell_what_happens(store, memory):
 def test_warnings_are_errors_here():
     with pytest.raises(UserWarning):
         warnings.warn("x", stacklevel=1)
+
+
+async def test_changes_from_another_thread_are_refused(store):
+    """Only the loop's own thread may change anything: the others are told of the blocking store."""
+    with await store.create(b"bytes") as handle:
+
+        async def make():
+            await store.create(b"more")
+
+        changes = [lambda: asyncio.run(make()), lambda: store.create_nowait(b"more"), lambda: handle.replace_nowait(b"x"),
+                   handle.delete, handle.edit().__enter__, lambda: store.set_name(b"name", 1)]  # fmt: skip
+        for change in changes:
+            with pytest.raises(dstorage.UsageError, match=r"dstorage\.blocking"):
+                await asyncio.to_thread(change)
+        assert bytes(await handle) == b"bytes"
+    assert store.stats().used == 5

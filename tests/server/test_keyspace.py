@@ -236,7 +236,7 @@ async def test_no_bytes_bring_the_node_down(client, seed, caplog):
 async def test_many_keys_that_are_not_committed_yet_are_listed_in_order_and_once(client):
     for number in range(3000):
         client.write("SET", f"k{number}", "v")
-    for number in range(3000):
+    for _ in range(3000):
         assert await client.receive() == b"OK"
     names = client.node.store.names(b"redis\0k")
     listed = [next(names) for _ in range(1500)]
