@@ -409,7 +409,8 @@ class ThinMetadata(PoolTransaction):
         copied = changes * COPIED_MAPPINGS if self.time else 0
         kept = MIN_RESERVE if in_reserve else min(MAX_RESERVE, max(MIN_RESERVE, space_map.nr_blocks // 10))
         # Beside the counts of data blocks, those of the metadata blocks themselves.
-        reserve = self._data.settling_blocks(copied, kept) + 2 * nr_bitmaps(space_map.nr_blocks)
+        own = 2 * nr_bitmaps(space_map.nr_blocks)
+        reserve = own + self._data.settling_blocks(copied, kept - own)
         return space_map.free - reserve - changes * CHANGE_BLOCKS
 
     def _find(self, id: int) -> DeviceDetails | None:
