@@ -103,10 +103,13 @@ class Room:
             # With many handles it takes long, and where one call fails many do: they are told what the first was.
             self._look_again = began + 10 * (time.perf_counter() - began)
         short = "" if memory.limit >= memory.budget else f" (budget {memory.budget}; the machine is short of memory)"
+        obstacle = self._writeback.obstacle
+        way_out = "Release handles, pass wait=seconds, or raise the budget"
+        if obstacle is not None:
+            way_out = f"What is dirty cannot leave: {obstacle}"
         return MemoryUnavailable(
             f"{what}: {memory.used} of {memory.limit} bytes{short} in use, {memory.dirty_bytes} dirty (at most "
-            f"{memory.dirty_limit}), {memory.stray_bytes} held by stray views; {self._holders}. Release handles, pass "
-            "wait=seconds, or raise the budget"
+            f"{memory.dirty_limit}), {memory.stray_bytes} held by stray views; {self._holders}. {way_out}"
         )
 
     def _find_holders(self) -> str:

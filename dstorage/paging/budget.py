@@ -29,7 +29,7 @@ def parse_bytes(value: int | float | str) -> int:
     elif not isinstance(value, str):
         pass
     elif match := _SIZE.fullmatch(value.strip()):
-        size = float(match[1]) * _UNITS[match[2].upper()]
+        size = (float if "." in match[1] else int)(match[1]) * _UNITS[match[2].upper()]
     elif (match := _SHARE.fullmatch(value.strip())) and 0 < float(match[1]) <= 100:
         size = float(match[1]) / 100 * memory_total()
     if size < 1:

@@ -98,6 +98,8 @@ class WriteBack:
         self._scheduled = False
         self._stopped = False
         self._paused: asyncio.TimerHandle | None = None
+        self.obstacle: str | None = None
+        """Why nobody takes what is dirty, as of the last try; None while somebody does."""
         self.bytes_written = 0
         self.chunks_written = 0
 
@@ -317,6 +319,7 @@ class WriteBack:
     def _written(self, write: Write, entry: Entry, locator: Locator) -> None:
         page = write.page
         controller = entry.controller
+        self.obstacle = None
         self.bytes_written += len(write.buffer)
         self.chunks_written += 1
         record = Record(time.time_ns(), entry.index, locator)
@@ -354,6 +357,7 @@ class WriteBack:
             )
         if page.place == LAUNDRY:
             self._memory.unwashable(page)
+        self.obstacle = str(error)
         if self._paused is None:
             self._paused = asyncio.get_running_loop().call_later(RETRY_S, self._retry)
         self._end(write, error)

@@ -101,6 +101,20 @@ async def test_what_references_hold_stays_and_the_error_says_who(store):
         handle.release()
 
 
+async def test_where_nobody_takes_what_is_dirty_the_error_says_so(store, memory):
+    memory.capacity = 0
+    with pytest.raises(
+        MemoryUnavailable, match=r"What is dirty cannot leave: no room to write .* controllers memory are full"
+    ):
+        await produce(store, 100)
+    memory.capacity = None
+
+
+async def produce(store, count):
+    for _ in range(count):
+        (await store.create(bytes(2000))).release()
+
+
 async def test_a_producer_is_slowed_at_the_share_that_may_be_dirty(tmp_path):
     slow = MemoryController()
     slow.write_gate = asyncio.Event()
