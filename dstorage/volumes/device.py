@@ -172,7 +172,11 @@ def _punch(fd: int, offset: int, length: int) -> None:
 def _find_fallocate() -> Callable[[int, int, int, int], int] | None:
     if not sys.platform.startswith("linux"):
         return None
-    libc = ctypes.CDLL(None)
+    try:
+        libc = ctypes.CDLL(None)
+    except (OSError, TypeError):
+        # An interpreter without dynamic linking: there is no way to the call.
+        return None
     function = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
     if function is None:
         return None

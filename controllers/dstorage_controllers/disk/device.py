@@ -28,7 +28,11 @@ _NETWORK_TYPES = ("nfs", "cifs", "smb", "ceph", "gluster", "9p", "afs", "lustre"
 def _find_fallocate() -> Callable[[int, int, int, int], int] | None:
     if not sys.platform.startswith("linux"):
         return None
-    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+    except (OSError, TypeError):
+        # An interpreter without dynamic linking: there is no way to the call.
+        return None
     function = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
     if function is None:
         return None
