@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
+from cgroup import memory_group
 from charts import Chart, keep
 from environment import describe
 
@@ -341,7 +342,7 @@ def _written() -> int:
 def measure(name: str, setting: Setting) -> dict[str, float]:
     """One run in a process of its own; raises RuntimeError if it dies."""
     folder = Path(tempfile.mkdtemp(prefix="dstorage-bench-", dir=os.environ.get("DSTORAGE_BENCH_DIR")))
-    cgroup = _cgroup(setting.cgroup_bytes)
+    cgroup = memory_group(setting.cgroup_bytes)
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=child, args=(name, folder, setting, cgroup, send))
@@ -374,23 +375,6 @@ def measure(name: str, setting: Setting) -> dict[str, float]:
     return {"ops_per_s": result[0], "peak_rss_mib": peak / MIB, "write_amplification": result[1] / overwritten}
 
 
-def _cgroup(limit: int) -> Path | None:
-    """A memory control group of our own, or None where that cannot be made."""
-    if not limit:
-        return None
-    base = Path("/sys/fs/cgroup/memory")
-    limit_file = "memory.limit_in_bytes"
-    if not base.exists():
-        base, limit_file = Path("/sys/fs/cgroup"), "memory.max"
-    group = base / f"dstorage-bench-{os.getpid()}-{time.monotonic_ns()}"
-    try:
-        group.mkdir()
-        (group / limit_file).write_text(str(limit))
-    except OSError:
-        return None
-    return group
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SETTINGS, default="64k")
@@ -403,7 +387,7 @@ def main() -> None:
     repeat = 1 if arguments.size == "tiny" else arguments.repeat
     environment = describe()
     print(environment["line"])
-    group = _cgroup(setting.cgroup_bytes)
+    group = memory_group(setting.cgroup_bytes)
     if group is not None:
         group.rmdir()
     print(

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-PARTS = {"charts", "environment", "policies", "run"}
+PARTS = {"cgroup", "charts", "environment", "policies", "run"}
 """Modules that benchmarks share."""
 
 
