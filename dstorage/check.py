@@ -48,6 +48,7 @@ class CheckReport:
         problems: What is wrong; empty for a sound store.
         repaired: Ids of lost chunks that were dropped.
         healed: Ids of chunks that were written anew from a copy where they were damaged.
+        recounted: Names of controllers whose books were set right.
         advice: Controller name -> what about its medium's settings may lose chunks; makes no store unsound.
     """
 
@@ -56,13 +57,19 @@ class CheckReport:
     problems: list[Problem] = field(default_factory=list)
     repaired: list[int] = field(default_factory=list)
     healed: list[int] = field(default_factory=list)
+    recounted: list[str] = field(default_factory=list)
     advice: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def sound(self) -> bool:
         """Whether nothing is wrong (any more)."""
-        mended = {"lost": self.repaired, "copy": self.healed}
-        return all(problem.id in mended.get(problem.kind, ()) for problem in self.problems)
+        return all(self.mended(problem) for problem in self.problems)
+
+    def mended(self, problem: Problem) -> bool:
+        """Whether a problem that was found is none any more."""
+        if problem.kind == "books":
+            return problem.controller in self.recounted
+        return problem.id in {"lost": self.repaired, "copy": self.healed}.get(problem.kind, ())
 
 
 async def check(
@@ -72,7 +79,8 @@ async def check(
 
     Args:
         store: An open store that nobody else changes meanwhile.
-        repair: Write what is damaged anew from a whole copy, drop the records of chunks that are lost, and commit.
+        repair: Write what is damaged anew from a whole copy, set controllers' books right, drop the records of chunks that are
+            lost, and commit.
         advance: Called with the number of chunks done.
     """
     report = CheckReport()
@@ -112,7 +120,10 @@ async def check(
             advice = await entry.controller.advice()
             if advice:
                 report.advice[info.name] = advice
-    if repair:
+    if repair and report.problems:
+        # First of all: a damaged record that is dropped may take more from the books than they have.
+        for info in store.controllers():
+            await store.recount(info.index)
         # An id with one place that is away and another that is lost may come back.
         away = {problem.id for problem in report.problems if problem.kind == "unavailable"}
         lost = sorted({problem.id for problem in report.problems if problem.kind == "lost"} - away)
@@ -121,6 +132,9 @@ async def check(
         if lost or report.healed:
             await store.commit()
         report.repaired = lost
+        for problem in report.problems:
+            if problem.kind == "books" and await store.recount(store.entry_named(problem.controller).index):
+                report.recounted.append(problem.controller)
     return report
 
 

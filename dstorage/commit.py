@@ -15,19 +15,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import lmdb
 
+from dstorage.catalog import Changes
 from dstorage.copies import Copier
-from dstorage.errors import ControllerUnavailable, StoreFull, TemporarilyUnavailable
+from dstorage.errors import ControllerUnavailable, CorruptData, StoreFull, TemporarilyUnavailable
 from dstorage.index import Index
 from dstorage.paging.writeback import WriteBack
 from dstorage.record import Locator
-from dstorage.registry import Registry
+from dstorage.registry import Entry, Registry
 from dstorage.uses import Uses
+
+RECOUNTED_AT_A_TIME = 1024
+"""Records that a recount looks at before it lets the loop go on: a few milliseconds."""
 
 Places = dict[int, list[tuple[int, Locator]]]
 """Controller index -> (id, locator) pairs."""
@@ -87,6 +92,38 @@ class Committer:
             await asyncio.get_running_loop().run_in_executor(self._writer, function)
             self._index.catalog.refresh()
 
+    async def recount(self, entry: Entry) -> bool:
+        """Have a controller count anew what the last commit refers to, and save its books; returns whether they are right now."""
+        async with self._lock:
+            controller = entry.controller
+            if controller is None:
+                return False
+            # The books also say how far its medium is written.
+            await self._sync({entry.index})
+            counted = 0
+
+            async def places() -> AsyncIterator[tuple[int, Locator]]:
+                nonlocal counted
+                for number, (id, record) in enumerate(self._index.catalog.records()):
+                    if number % RECOUNTED_AT_A_TIME == 0:
+                        await asyncio.sleep(0)
+                    for place in (record, *self._index.catalog.copies(id)):
+                        if place.controller == entry.index:
+                            # What names no place takes none.
+                            with suppress(CorruptData):
+                                counted += controller.footprint(place.locator)
+                            yield id, place.locator
+
+            every = places()
+            state = await controller.recount(every)
+            async for _ in every:
+                pass
+            if state:
+                await self._switch(Changes(state={(entry.index, key): value for key, value in state.items()}))
+                self._index.catalog.refresh()
+                controller.committed()
+            return controller.committed_bytes() == counted
+
     async def _commit_for(self, ticket: int) -> None:
         async with self._lock:
             if self._covered >= ticket:
@@ -129,22 +166,24 @@ class Committer:
                 touched.append(entry.controller)
                 changes = entry.controller.checkpoint(alive.get(number, []), dead.get(number, []))
                 state.update({(number, key): value for key, value in changes.items()})
-        catalog = index.catalog
-        changes_ = index.frozen_changes(accessed, state)
-        catalog.make_room(len(index.frozen) + len(accessed) + len(index.frozen_names) + len(state))
-        try:
-            while True:
-                try:
-                    await loop.run_in_executor(self._writer, catalog.apply, changes_)
-                    break
-                except lmdb.MapFullError:
-                    catalog.grow()
-        except lmdb.Error as error:
-            raise StoreFull(f"the catalog {catalog.path} cannot be written: {error}") from error
+        await self._switch(index.frozen_changes(accessed, state))
         index.committed()
         for controller in touched:
             controller.committed()
         return dead
+
+    async def _switch(self, changes: Changes) -> None:
+        catalog = self._index.catalog
+        catalog.make_room(len(changes.records) + len(changes.accessed) + len(changes.names) + len(changes.state))
+        try:
+            while True:
+                try:
+                    await asyncio.get_running_loop().run_in_executor(self._writer, catalog.apply, changes)
+                    return
+                except lmdb.MapFullError:
+                    catalog.grow()
+        except lmdb.Error as error:
+            raise StoreFull(f"the catalog {catalog.path} cannot be written: {error}") from error
 
     async def _sync(self, controllers: set[int]) -> None:
         async def sync(number: int) -> None:

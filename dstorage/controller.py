@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -221,8 +221,22 @@ class Controller(ABC):
         """
         return {}
 
+    async def recount(self, places: AsyncIterator[tuple[int, Locator]]) -> Mapping[int, bytes]:
+        """Count anew what the last commit refers to; for repairs of books that say something else.
+
+        Called while no commit is under way. Changes nothing in the controller, as `checkpoint`: `committed` tells that what
+        it returned is saved.
+
+        Args:
+            places: (id, locator) pairs that the last commit refers to, damaged ones too; there may be many.
+
+        Returns:
+            Changes of the private state; empty if the books were right, or none are kept.
+        """
+        return {}
+
     def committed(self) -> None:
-        """The commit for which `checkpoint` was called last has happened."""
+        """What `checkpoint` or `recount` returned last is saved, with the commit or for itself."""
         return
 
     def __repr__(self) -> str:

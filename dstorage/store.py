@@ -670,6 +670,12 @@ class Store:
         self.check_writable()
         self._index.put(id, None)
 
+    async def recount(self, index: int) -> bool:
+        """Have controller number `index` count anew what the last commit refers to; returns whether its books are right now. For repairs."""
+        self.check_writable()
+        entry = self.entry(index)
+        return entry is not None and await self._committer.recount(entry)
+
     async def heal(self, id: int, place: Record) -> bool:
         """Write a damaged place of a chunk anew from another, or do without it; False if that cannot be. For repairs."""
         self.check_writable()

@@ -21,6 +21,7 @@ from dstorage.cli.running import DEFAULT_BUDGET, AsJson, Budget, StorePath, open
 from dstorage.errors import InvalidArgumentError, Lost
 from dstorage.paging.budget import parse_bytes
 
+MENDED = {"lost": "dropped", "copy": "written anew", "books": "counted anew"}
 ChunkIds = Annotated[list[int], typer.Argument(metavar="ID...", min=1, max=2**64 - 1, show_default=False)]
 
 
@@ -272,8 +273,7 @@ def check(
     else:
         for problem in report.problems:
             what = f"chunk {problem.id}" if problem.id else "controller"
-            done = " (dropped)" if problem.id in report.repaired else ""
-            done = " (written anew)" if problem.kind == "copy" and problem.id in report.healed else done
+            done = f" ({MENDED[problem.kind]})" if report.mended(problem) else ""
             typer.echo(f"{problem.kind}: {what} on {problem.controller}: {problem.reason}{done}")
         for controller, sentences in report.advice.items():
             for sentence in sentences:

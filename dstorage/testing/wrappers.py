@@ -7,7 +7,7 @@ tests of what stands above a controller; the catalog cannot build them again (`f
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from dstorage.controller import (
@@ -92,6 +92,10 @@ class WrappedController(Controller):
     ) -> Mapping[int, bytes]:
         """Ask the inner one."""
         return self.inner.checkpoint(alive, dead)
+
+    async def recount(self, places: AsyncIterator[tuple[int, Locator]]) -> Mapping[int, bytes]:
+        """Ask the inner one."""
+        return await self.inner.recount(places)
 
     async def advice(self) -> list[str]:
         """As the inner one."""

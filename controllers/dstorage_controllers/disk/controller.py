@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ from dstorage_controllers.disk.codec import Codec, checksum
 from dstorage_controllers.disk.device import Device
 from dstorage_controllers.disk.files import Segment, SegmentFiles
 from dstorage_controllers.disk.keys import load_key
-from dstorage_controllers.disk.layout import Committed, Place
+from dstorage_controllers.disk.layout import Committed
 from dstorage_controllers.disk.log import SegmentLog
 from dstorage_controllers.disk.reader import Answers, Reader
 from dstorage_controllers.disk.settings import check_settings
@@ -151,6 +151,8 @@ class DiskController(Controller):
         self._sync_running: asyncio.Task[None] | None = None
         self._sync_next: asyncio.Task[None] | None = None
         self._plan: dict[int, Committed | None] = {}
+        self._recounted = False
+        """Whether a recount made the plan."""
         self._saved_head: bytes | None = None
         self._available: int | None = None
         self._recheck: asyncio.TimerHandle | None = None
@@ -342,14 +344,7 @@ class DiskController(Controller):
 
     def _free(self, opened: _Open, locators: Sequence[tuple[int, Locator]]) -> asyncio.Future[None] | None:
         was = self.status
-        places: list[Place] = []
-        for id, locator in locators:
-            try:
-                places.append(layout.unpack(id, locator))
-            except CorruptData:
-                # Names nothing that could be freed.
-                continue
-        holes, dead = opened.log.discard(place for place in places if place.size)
+        holes, dead = opened.log.discard(place for place in layout.sensible(locators) if place.size)
         self._tell(was)
         if not (dead or (holes and self._device.can_punch)):
             return None
@@ -469,18 +464,30 @@ class DiskController(Controller):
     def checkpoint(self, alive: Sequence[tuple[int, Locator]], dead: Sequence[tuple[int, Locator]]) -> dict[int, bytes]:
         """Live bytes and tail of the segments that the commit touches."""
         opened = self._opened()
-        self._plan = opened.log.plan_commit((layout.unpack(id, locator) for id, locator in alive), _sensible(dead))
-        changes = {number: b"" if left is None else layout.pack_state(left) for number, left in self._plan.items()}
+        self._plan = opened.log.plan_commit(
+            (layout.unpack(id, locator) for id, locator in alive), layout.sensible(dead)
+        )
+        self._recounted = False
+        changes = _packed(self._plan)
         if self._saved_head != opened.head:
             changes[0] = opened.head
         return changes
 
+    async def recount(self, places: AsyncIterator[tuple[int, Locator]]) -> dict[int, bytes]:
+        """Live bytes of the segments where the books are wrong."""
+        self._plan = await self._opened().log.recount(places)
+        self._recounted = True
+        return _packed(self._plan)
+
     def committed(self) -> None:
-        """The commit of the last checkpoint has happened."""
+        """What the last checkpoint or recount returned is saved."""
         opened = self._opened()
-        opened.log.apply_commit(self._plan)
+        if self._recounted:
+            opened.log.apply_recount(self._plan)
+        else:
+            opened.log.apply_commit(self._plan)
+            self._saved_head = opened.head
         self._plan = {}
-        self._saved_head = opened.head
 
     # -- private ------------------------------------------------------------------------------------------------------
 
@@ -530,11 +537,8 @@ class DiskController(Controller):
         self._in(self._workers, self._look_at_space).add_done_callback(looked)
 
 
-def _sensible(locators: Iterable[tuple[int, Locator]]) -> Iterator[Place]:
-    """Places that a damaged record named in vain are left out: it must be possible to drop the record."""
-    for id, locator in locators:
-        with suppress(CorruptData):
-            yield layout.unpack(id, locator)
+def _packed(plan: Mapping[int, Committed | None]) -> dict[int, bytes]:
+    return {number: b"" if left is None else layout.pack_state(left) for number, left in plan.items()}
 
 
 def _segment_bytes(capacity: int | None) -> int:

@@ -26,6 +26,8 @@ Key 0: u32 format | 16s key check (zeros when nothing was ever encrypted).
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
@@ -119,6 +121,13 @@ def unpack(id: int, locator: Locator) -> Place:
     if not good:
         raise CorruptData(f"the locator of chunk {id} makes no sense: {tuple(locator)}", id=id)
     return Place(size, segment, offset, stored, c & _MASK32, flags)
+
+
+def sensible(locators: Iterable[tuple[int, Locator]]) -> Iterator[Place]:
+    """The places of locators; those that make no sense name nothing and are left out: it must be possible to drop their records."""
+    for id, locator in locators:
+        with suppress(CorruptData):
+            yield unpack(id, locator)
 
 
 def slots_for(segment_bytes: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from uuid import UUID
 
 from dstorage.errors import ControllerError, ControllerUnavailable, CorruptData, Lost
@@ -366,11 +366,39 @@ class SegmentLog:
             if segment is None or before + delta < 0:
                 raise ControllerError(
                     f"controller {self.name!r}: a commit changes segment {number} by {delta} bytes, which has {before}; "
-                    "run `dstorage check`"
+                    "run `dstorage check --repair`"
                 )
             left = Committed(before + delta, segment.tail, segment.next_slot, segment.slots)
             plan[number] = left if left.live else None
         return plan
+
+    async def recount(self, places: AsyncIterator[tuple[int, Locator]]) -> dict[int, Committed | None]:
+        """What the books have to say of each segment in which the catalog refers to other bytes than they say. Changes nothing."""
+        counted = dict.fromkeys(self.segments, 0)
+        async for id, locator in places:
+            for place in layout.sensible([(id, locator)]):
+                if place.segment in counted:
+                    counted[place.segment] += place.stored
+        plan: dict[int, Committed | None] = {}
+        for number, live in counted.items():
+            segment = self.segments.get(number)
+            if segment is None or live == (segment.committed.live if segment.committed else 0):
+                continue
+            plan[number] = Committed(live, segment.tail, segment.next_slot, segment.slots) if live else None
+        return plan
+
+    def apply_recount(self, plan: Mapping[int, Committed | None]) -> None:
+        """What `recount` found is saved."""
+        with self.lock:
+            for number, committed in plan.items():
+                segment = self.segments[number]
+                before = segment.committed.live if segment.committed else 0
+                more = (committed.live if committed else 0) - before
+                segment.live += more
+                self.used += more
+                if segment.sealed and segment.live == 0:
+                    self._retired.append(segment)
+        self.apply_commit(plan)
 
     def apply_commit(self, plan: Mapping[int, Committed | None]) -> None:
         """The commit that `plan_commit` was asked about has happened."""
