@@ -22,7 +22,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import psutil
 
@@ -50,7 +50,8 @@ class PressureSample:
         total: Memory this process may use: the machine's, or its control group's limit where that is lower.
         available: Of that, what can be had without swapping; reclaimable file cache counts as available.
         rss: Resident memory of this process.
-        stalled: PSI memory "full avg10" in percent, or None where there is none.
+        stalled: PSI memory "full avg10" in percent, of the innermost control group that has it, else of the machine; None where
+            there is none.
     """
 
     total: int
@@ -88,24 +89,27 @@ class Pressure:
 
 
 class SystemPressure:
-    """Samples this machine: psutil everywhere; on Linux also the control group (v1 or v2) and PSI."""
+    """Samples this machine: psutil everywhere; on Linux also the control group (v1 or v2) and PSI (the group's own under v2)."""
 
     def __init__(self, *, cgroup2: Path = _CGROUP2, cgroup1: Path = _CGROUP1, proc: Path = Path("/proc")) -> None:
         self._process = psutil.Process()
         self._proc = proc
         self._page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
         self._groups = _groups(cgroup2, cgroup1, proc)
+        # A group's own stalls, the innermost group's first: those of the machine may be its neighbours'.
+        self._stalls = [group.pressure for group in self._groups if group.pressure is not None]
+        self._stalls.append(proc / "pressure" / "memory")
 
     def sample(self) -> PressureSample:
         """Measure now."""
         machine = psutil.virtual_memory()
         total, available = machine.total, machine.available
-        for limit_file, usage_file, stat_file, reclaimable in self._groups:
-            limit, usage = _number(limit_file), _number(usage_file)
+        for group in self._groups:
+            limit, usage = _number(group.limit), _number(group.usage)
             if limit is None or usage is None or limit >= _UNLIMITED:
                 continue
             # Pages of files that the kernel can drop at once are not in anybody's way.
-            usage -= min(usage, _field(stat_file, reclaimable))
+            usage -= min(usage, _field(group.statistics, group.reclaimable))
             total = min(total, limit)
             available = min(available, max(0, limit - usage))
         return PressureSample(total, available, self._rss(), self._stalled())
@@ -117,12 +121,14 @@ class SystemPressure:
             return int(self._process.memory_info().rss)
 
     def _stalled(self) -> float | None:
-        try:
-            text = (self._proc / "pressure" / "memory").read_text()
-            full = next(line for line in text.splitlines() if line.startswith("full"))
-            return float(full.split("avg10=")[1].split()[0])
-        except (OSError, ValueError, IndexError, StopIteration):
-            return None
+        for path in self._stalls:
+            try:
+                full = next(line for line in path.read_text().splitlines() if line.startswith("full"))
+                return float(full.split("avg10=")[1].split()[0])
+            except (OSError, ValueError, IndexError, StopIteration):
+                # None there, or switched off (`cgroup.pressure`): the next one outwards says something of it.
+                continue
+        return None
 
 
 def memory_total() -> int:
@@ -208,11 +214,18 @@ class PressureMonitor:
             await asyncio.sleep(self._interval)
 
 
-_Group = tuple[Path, Path, Path, str]
+class _Group(NamedTuple):
+    """Files of one control group, and the field of its statistics that says what the kernel can drop at once."""
+
+    limit: Path
+    usage: Path
+    statistics: Path
+    reclaimable: str
+    pressure: Path | None = None
 
 
 def _groups(cgroup2: Path, cgroup1: Path, proc: Path) -> list[_Group]:
-    """Files of the control groups that hold this process, the innermost first: limit, usage, statistics, reclaimable field."""
+    """The control groups that hold this process, the innermost first."""
     found: list[_Group] = []
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
@@ -221,22 +234,27 @@ def _groups(cgroup2: Path, cgroup1: Path, proc: Path) -> list[_Group]:
     for line in lines:
         _, controllers, name = line.split(":", 2)
         if controllers == "":
-            base, files = cgroup2, ("memory.max", "memory.current", "memory.stat", "inactive_file")
+            base, kind = cgroup2, _version_2
         elif "memory" in controllers.split(","):
-            base, files = (
-                cgroup1,
-                ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file"),
-            )
+            base, kind = cgroup1, _version_1
         else:
             continue
-        group = base / name.lstrip("/")
-        while True:
-            if (group / files[0]).exists():
-                found.append((group / files[0], group / files[1], group / files[2], files[3]))
-            if group == base or base not in group.parents:
-                break
-            group = group.parent
-    return found
+        path = base / name.lstrip("/")
+        found.append(kind(path))
+        while path != base and base in path.parents:
+            path = path.parent
+            found.append(kind(path))
+    return [group for group in found if group.limit.exists() or (group.pressure and group.pressure.exists())]
+
+
+def _version_2(path: Path) -> _Group:
+    files = (path / "memory.max", path / "memory.current", path / "memory.stat", "inactive_file")
+    return _Group(*files, path / "memory.pressure")
+
+
+def _version_1(path: Path) -> _Group:
+    files = (path / "memory.limit_in_bytes", path / "memory.usage_in_bytes", path / "memory.stat")
+    return _Group(*files, "total_inactive_file")
 
 
 def _number(path: Path) -> int | None:

@@ -144,6 +144,36 @@ def test_stalls_come_from_psi(tmp_path):
     assert measure(tmp_path, proc(tmp_path, "", psi)).stalled == 12.5
 
 
+PSI = "some avg10=90.00 avg60=0.00 avg300=0.00 total=1\nfull avg10={:.2f} avg60=0.00 avg300=0.00 total=1\n"
+
+
+def test_inside_a_group_its_own_stalls_count_and_not_its_neighbours(tmp_path):
+    root = proc(tmp_path, "0::/outer/inner\n", PSI.format(99))
+    group(tmp_path / "v2", memory__pressure=PSI.format(98))
+    group(tmp_path / "v2/outer", memory__max="max\n", memory__pressure=PSI.format(60))
+    group(tmp_path / "v2/outer/inner", memory__pressure=PSI.format(1.5))
+    assert measure(tmp_path, root).stalled == 1.5
+    # Switched off for the group (the file is gone, or cannot be read): the next one outwards.
+    (tmp_path / "v2/outer/inner/memory.pressure").write_text("")
+    assert measure(tmp_path, root).stalled == 60
+    (tmp_path / "v2/outer/inner/memory.pressure").unlink()
+    assert measure(tmp_path, root).stalled == 60
+
+
+@pytest.mark.parametrize("name", ["/", "/g"])
+def test_a_group_without_psi_of_its_own_has_that_of_the_machine(tmp_path, name):
+    root = proc(tmp_path, f"0::{name}\n", PSI.format(12.5))
+    group(tmp_path / "v2/g", memory__max="max\n")
+    assert measure(tmp_path, root).stalled == 12.5
+
+
+def test_in_a_container_the_group_is_at_the_root_of_what_it_sees(tmp_path):
+    root = proc(tmp_path, "0::/\n", PSI.format(50))
+    group(tmp_path / "v2", memory__max="1000000\n", memory__current="0\n", memory__pressure=PSI.format(2))
+    sample = measure(tmp_path, root)
+    assert (sample.total, sample.stalled) == (1_000_000, 2)
+
+
 @pytest.mark.parametrize("psi", ["", "full avg10=\n", "full\n", "some avg10=1\n"])
 def test_nonsense_in_psi_is_no_measurement(tmp_path, psi):
     assert measure(tmp_path, proc(tmp_path, "", psi)).stalled is None
