@@ -16,7 +16,7 @@ from dstorage.server.chunks import Absent, NoRoom, Patience
 from dstorage.server.command import Command, CommandError, Work
 from dstorage.server.large import Upload
 from dstorage.server.protocol import LargeCommand, MemorySink, ProtocolError, RequestParser, Sink
-from dstorage.server.refusal import message, shown
+from dstorage.server.refusal import log, message, shown
 from dstorage.server.replies import NIL, error
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ FLUSH_AT = 256
 """Parts of replies that are collected before they are handed to the socket."""
 FLUSH_BYTES = 2**18
 """Bytes of long replies that are collected."""
+WEB = (b"post", b"host:")
+"""What a browser says that a web page sent here. It is hung up on, as by Redis, before it gets to the commands in the page's text:
+loopback is no protection against the browser of this machine's user."""
 PATIENCE_S = 30.0
 """How long a command waits for room or for a chunk that is temporarily unavailable."""
 
@@ -249,6 +252,11 @@ class Connection(asyncio.BufferedProtocol):
             return None
         name = b"" if isinstance(args[0], Upload) else bytes(args[0]).lower()
         command = self.table.get(name)
+        if name in WEB:
+            self._drop_long(args)
+            log.warning("hung up on %s, which speaks HTTP: a web page may be trying to get at this node", self.peer)
+            self.closing = True
+            return None
         if command is None:
             self._drop_long(args)
             raise CommandError(self._unknown(name, args))

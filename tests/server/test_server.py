@@ -162,6 +162,14 @@ async def test_a_protocol_error_is_answered_after_what_came_before_and_ends_the_
         await client.receive()
 
 
+@pytest.mark.parametrize("page", [b"POST / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
+async def test_a_web_page_cannot_speak_to_a_node_through_its_readers_browser(client, page, caplog):
+    client.writer.write(page + b"Content-Length: 15\r\n\r\nSET k stolen\r\n")
+    assert b"+OK" not in await asyncio.wait_for(client.reader.read(), 30)
+    assert await (await client.node.client()).send("EXISTS", "k") == 0
+    assert "speaks HTTP" in caplog.text
+
+
 async def test_idle_clients_are_let_go(make_node):
     node = await make_node(limits=Limits(idle=1))
     client = await node.client()
