@@ -305,6 +305,20 @@ class TestReplies:
                 await bench.controller.sync()
             await bench.controller.close()
 
+    async def test_a_reply_that_announces_more_than_any_memory_holds_is_a_failure_that_passes(self, tmp_path):
+        async with ScriptedServer(lambda command: b"+OK\r\n" if command[0] == b"SET" else reply) as server:
+            reply = b"$-1\r\n"
+            bench = Bench(LanController(url=server.url, timeout=TIMEOUT_S), tmp_path)
+            await bench.open()
+            places = await bench.put({1: b"first"})
+            # More than this is refused as a length, this as a list.
+            reply = b"*4294967295\r\n"
+            assert isinstance((await bench.get(places))[1], ControllerUnavailable)
+            reply = b"$5\r\nfirst\r\n"
+            await back(bench)
+            assert await bench.get(places) == {1: b"first"}
+            await bench.controller.close()
+
     async def test_a_reply_without_end_is_not_collected(self, tmp_path):
         def answer(command):
             if command[0] == b"SET":
@@ -393,6 +407,18 @@ class TestNetwork:
         proxy.cut()
         await back(bench)
         assert await bench.get(places) == chunks()
+
+    async def test_connections_that_something_on_the_way_has_forgotten_cost_one_time_out(self, proxy, bench):
+        places = await bench.put(chunks(40))
+        opened = proxy.accepted
+        assert opened > 4, "many are open and idle"
+        proxy.forget()
+        answer, _ = await read_one(bench.controller, places)
+        assert isinstance(answer, ControllerUnavailable)
+        begun = time.monotonic()
+        await back(bench)
+        assert time.monotonic() - begun < TIMEOUT_S, "the probe does not try the forgotten ones in turn"
+        assert await bench.get(places) == chunks(40)
 
     @pytest.mark.parametrize("at_once", [1, 64])
     async def test_many_that_wait_are_all_told_within_twice_the_timeout(self, proxy, bench, at_once):

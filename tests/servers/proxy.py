@@ -29,6 +29,7 @@ class FaultProxy:
         self._target = (host, port)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._forgotten: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
         self.latency = 0.0
@@ -72,6 +73,10 @@ class FaultProxy:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
+    def forget(self) -> None:
+        """Swallow all that the connections open now still send, as a firewall does that has lost its table; new ones work."""
+        self._forgotten |= self._writers
+
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
@@ -99,6 +104,7 @@ class FaultProxy:
             for end in (writer, upstream):
                 if end is not None:
                     self._writers.discard(end)
+                    self._forgotten.discard(end)
                     end.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, up: bool) -> None:
@@ -108,7 +114,7 @@ class FaultProxy:
                 await asyncio.sleep(self.latency)
             if self.rate is not None:
                 await asyncio.sleep(len(block) / self.rate)
-            if not (self.requests if up else self.replies):
+            if not (self.requests if up else self.replies) or writer in self._forgotten:
                 continue
             if not up and self.cut_after is not None and passed + len(block) > self.cut_after:
                 writer.write(block[: self.cut_after - passed])

@@ -116,15 +116,20 @@ class SingleLink(Link):
 
     async def run(self, commands: Sequence[Command]) -> list[Reply]:
         """Send the commands together on one connection."""
-        async with asyncio.timeout(self._timeout):
-            if self._idle:
-                connection = self._idle.pop()
-                try:
-                    return await self._exchange(connection, commands)
-                except (RedisConnectionError, OSError):
-                    # It may have been closed while idle, and so may the others.
-                    await self._drop_idle()
-            return await self._exchange(self._connect(), commands)
+        try:
+            async with asyncio.timeout(self._timeout):
+                if self._idle:
+                    connection = self._idle.pop()
+                    try:
+                        return await self._exchange(connection, commands)
+                    except (RedisConnectionError, OSError):
+                        # It may have been closed while idle, and so may the others.
+                        await self._drop_idle()
+                return await self._exchange(self._connect(), commands)
+        except TimeoutError:
+            # Where something on the way has forgotten this connection it has forgotten the others: the next try is to make a new one.
+            await self._drop_idle()
+            raise
 
     async def everywhere(self, do: Callable[[SingleLink, int], Awaitable[T]]) -> list[T]:
         """Call it for the one server."""
@@ -146,8 +151,9 @@ class SingleLink(Link):
                     replies.append(await connection.read_response())
                 except ResponseError as error:
                     replies.append(error)
-                except ValueError as error:
-                    raise InvalidResponse(f"a reply makes no sense: {error}") from error
+                except (ValueError, MemoryError) as error:
+                    # MemoryError: it announces more than this machine could hold.
+                    raise InvalidResponse(f"a reply makes no sense: {type(error).__name__} {error}".strip()) from error
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
