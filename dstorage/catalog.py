@@ -24,6 +24,7 @@ import lmdb
 
 from dstorage.errors import CorruptData, NotAStoreError, UsageError, VersionError
 from dstorage.record import KEY, MAX_ID, RECORD, Record, pack_record, unpack_record
+from dstorage.lmdb_file import check_whole
 
 FORMAT_VERSION = 1
 FIRST_MAP_BYTES = 64 * 2**20
@@ -107,7 +108,7 @@ class Catalog:
     Raises:
         NotAStoreError: There is none and `create` is False.
         VersionError: It was written by a newer version; nothing was changed.
-        CorruptData: The file is there but no catalog.
+        CorruptData: The file is there but no catalog, or was cut off; or it is gone and what the controllers hold is not.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, create: bool = True) -> None:
@@ -119,6 +120,14 @@ class Catalog:
         if not read_only:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
+        if exists:
+            check_whole(data)
+        elif path.is_dir() and any(other.is_dir() and other != path for other in path.parent.iterdir()):
+            # A new catalog would know nothing of what the controllers hold, and they would clear it away.
+            raise CorruptData(
+                f"the catalog {data} is empty or missing, and there are folders of controllers beside it: restore the store from a "
+                f"backup, or begin anew in another folder"
+            )
             self._shared = _share(
                 path,
                 map_size=max(FIRST_MAP_BYTES, data.stat().st_size * 2 if exists else 0),
