@@ -301,6 +301,58 @@ async def test_a_bucket_that_vanishes_is_away_and_nothing_is_lost():
         assert await bench.get(places) == {1: payload(1, 5000)}
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        (404, b"default backend - 404"),
+        (404, b""),
+        (200, b"<html>Welcome to our hotel</html>"),
+        (206, b"<html>Welcome to our hotel</html>"),
+        (302, b""),
+        (409, b"<Error><Code>OperationAborted</Code></Error>"),
+        (418, b"\xff\x00" * 1000),
+    ],
+)
+async def test_answers_that_are_none_lose_nothing_and_end_well(nonsense):
+    """Whoever answers in place of the bucket: no chunk is lost by it, and the bucket is used again when it is back."""
+    async with ScriptedS3() as server, watched(server, timeout=3.0) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        server.script = lambda method, key, query: nonsense if method == "GET" else (503, b"")
+        assert isinstance((await bench.get(places))[1], ControllerUnavailable)
+        server.script = lambda method, key, query: (503, b"") if method == "PUT" else None
+        assert isinstance(await one(bench, 2, b"x"), ControllerUnavailable)
+        # The small request that asks whether it is back meets it as well.
+        asked = len(server.log)
+        server.script = lambda method, key, query: nonsense
+        await eventually(lambda: len(server.log) > asked, "it does not ask again")
+        server.script = lambda method, key, query: None
+        await eventually(lambda: bench.controller.status is OK, "it stays away")
+        assert await bench.get(places) == {1: payload(1, 5000)}
+
+
+@pytest.mark.parametrize(
+    "nonsense", [(404, b"default backend - 404"), (409, b"<Error><Code>OperationAborted</Code></Error>")]
+)
+async def test_answers_that_are_none_at_open_are_an_outage(nonsense):
+    async with ScriptedS3() as server, contextlib.AsyncExitStack() as stack:
+        server.script = lambda method, key, query: nonsense
+        with pytest.warns(RuntimeWarning, match="starts without its bucket"):
+            bench = await stack.enter_async_context(watched(server))
+        server.script = lambda method, key, query: None
+        await eventually(lambda: bench.controller.status is OK, "it stays away")
+
+
+async def test_an_empty_mark_is_that_of_somebody_else():
+    async with ScriptedS3() as server:
+        async with watched(server):
+            pass
+        (mark,) = (key for key in server.objects if key.endswith("/writer"))
+        server.objects[mark] = b""
+        async with contextlib.AsyncExitStack() as stack:
+            with pytest.warns(RuntimeWarning, match="a copy of this store"):
+                await stack.enter_async_context(watched(server))
+
+
 async def test_objects_whose_deletion_failed_are_deleted_later():
     async with ScriptedS3() as server, watched(server) as bench:
         places = await bench.put({1: payload(1, 5000)})

@@ -46,6 +46,8 @@ _FULL = re.compile(
 # Where obstore looks for credentials last: the services that clouds' machines ask for their own.
 _NO_CREDENTIALS = re.compile(r"/latest/api/token|computeMetadata|/metadata/identity")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|The specified bucket", re.I)
+# S3 and Google, Azure, a directory, memory.
+_GONE = re.compile(r"NoSuchKey|BlobNotFound|No such file or directory|No data in memory", re.I)
 _BEYOND = re.compile(r"status code: 416|Invalid ?range|Requested range was invalid|Wanted range starting at", re.I)
 
 # obstore's threads let go of Python objects just behind an answer. One that does so while the interpreter goes down aborts the
@@ -116,9 +118,12 @@ class Bucket:
                 mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
                 await obstore.put_async(self._store, key, parts, mode=mode, use_multipart=False)
         except AlreadyExistsError as error:
+            # The same answer, 409, says that another request is in the way.
+            if not create:
+                raise
             raise Taken(key) from error
         except FileNotFoundError as error:
-            raise NoBucket(_NO_BUCKET_SAID) from error
+            raise _missing(error) from error
 
     async def get(self, key: str, start: int, length: int, *, patience: float | None = None) -> memoryview:
         """Read at most `length` bytes (at least 1) of an object from `start` on; fewer only if it ends before.
@@ -134,9 +139,9 @@ class Bucket:
             async with asyncio.timeout(self._timeout if patience is None else patience):
                 data = memoryview(await self._hedged(key, start, length))
         except FileNotFoundError as error:
-            if _NO_BUCKET.search(str(error)):
-                raise NoBucket(_NO_BUCKET_SAID) from error
-            raise Gone(key) from error
+            if _GONE.search(str(error)):
+                raise Gone(key) from error
+            raise _missing(error) from error
         except GenericError as error:
             if _BEYOND.search(str(error).partition("\n")[0]):
                 raise Cut(key) from error
@@ -216,6 +221,14 @@ class Bucket:
                 return
             for entry in page:
                 yield entry["path"]
+
+
+def _missing(error: FileNotFoundError) -> Exception:
+    """What a 404 that names no object means."""
+    if _NO_BUCKET.search(str(error)):
+        return NoBucket(_NO_BUCKET_SAID)
+    # Anybody on the way can say 404: a balancer without servers, the page of a hotel.
+    return GenericError(f"not the answer of an object store: {said(error)}")
 
 
 def fault_of(error: BaseException) -> Fault:

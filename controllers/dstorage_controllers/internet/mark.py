@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 
 from dstorage_controllers.internet.books import TOKEN_BYTES
-from dstorage_controllers.internet.bucket import Bucket, Gone
+from dstorage_controllers.internet.bucket import Bucket, Cut, Gone
 
 PLACE_BYTES = 16
 _MARK = struct.Struct(f"<B?{TOKEN_BYTES}s{PLACE_BYTES}s")
@@ -54,6 +54,9 @@ class Mark:
             found = bytes(await self._bucket.get(self.key, 0, 2 * _MARK.size, patience=self._patience))
         except Gone:
             return
+        except Cut:
+            # Nobody leaves an empty one.
+            found = b""
         try:
             version, shared, token, place = _MARK.unpack(found)
         except struct.error:
