@@ -157,6 +157,47 @@ class TestServer:
         await bench.controller.close()
         server.kill()
 
+    async def test_one_that_is_full_still_commits_what_it_has_taken(self, redis, bench):
+        places = await bench.put(chunks())
+        redis.ask("CONFIG", "SET", "maxmemory", "1mb")
+        for new in (places, {}):
+            await bench.commit(new)
+            assert isinstance((await bench.controller.write([WriteRequest(99, b"x" * 100_000)]))[0], ControllerFull)
+        assert await bench.get(places) == chunks()
+        await bench.controller.close()
+        again = Bench(LanController(url=redis.url), bench.directory, bench.state)
+        await again.open()
+        assert again.controller.status is ControllerStatus.FULL, "no warning: it is there"
+        assert await again.get(places) == chunks()
+        redis.ask("CONFIG", "SET", "maxmemory", "0")
+        await back(again)
+        await again.commit(await again.put({99: b"more"}))
+        await again.controller.close()
+
+    @pytest.mark.parametrize("noticed", [False, True], ids=["unnoticed", "noticed"])
+    @pytest.mark.parametrize("committed_before", [False, True], ids=["first", "second"])
+    async def test_a_commit_of_chunks_that_it_has_forgotten_fails_once(self, tmp_path, noticed, committed_before):
+        server = RedisServer(tmp_path / "forgetful", durable=False)
+        server.start()
+        bench = Bench(LanController(url=server.url), tmp_path)
+        await bench.open()
+        if committed_before:
+            await bench.commit(await bench.put({1: b"before"}))
+        places = await bench.put({2: b"written"})
+        server.kill()
+        if noticed:
+            await bench.get(places)
+        server.start()
+        await back(bench)
+        with (
+            pytest.warns(RuntimeWarning, match="emptied, or restarted"),
+            pytest.raises(ControllerUnavailable, match="since the last commit"),
+        ):
+            await bench.commit(places)
+        await bench.commit(places)
+        await bench.controller.close()
+        server.kill()
+
     async def test_what_it_evicted_is_lost_and_the_rest_is_not(self, tmp_path):
         server = RedisServer(tmp_path / "small", durable=False, maxmemory="8mb", maxmemory_policy="allkeys-random")
         server.start()

@@ -188,7 +188,10 @@ class LanController(Controller):
             raise ControllerError(f"the server of controller {self.name!r} refuses the login: {error}") from error
         except FAILURES as error:
             told = health.failed(error)
-            warnings.warn(f"controller {self.name!r} starts without its server: {told}", RuntimeWarning, stacklevel=2)
+            if health.status is not ControllerStatus.FULL:
+                warnings.warn(
+                    f"controller {self.name!r} starts without its server: {told}", RuntimeWarning, stacklevel=2
+                )
         if session.forgotten:
             warnings.warn(
                 f"the server of controller {self.name!r} does not know this store: it was emptied, does not persist, or is "
@@ -212,6 +215,8 @@ class LanController(Controller):
         """Ask each server whether it takes what will be asked of it."""
         opened = self._opened()
         reading = opened.context.read_only
+        if self._recognised and not reading:
+            await opened.session.revisit(opened.link)
 
         async def ask(server: SingleLink, number: int) -> None:
             command = ("PING",) if reading else ("SET", opened.layout.probe(number), b"")

@@ -7,10 +7,13 @@ its settings: `advice` names those that lose data.
 
 from __future__ import annotations
 
-from redis.exceptions import InvalidResponse, ResponseError
+from redis.exceptions import InvalidResponse, OutOfMemoryError, ResponseError
 
 from dstorage.errors import ControllerUnavailable
-from dstorage_controllers.lan.link import SingleLink
+from dstorage_controllers.lan.link import Command, SingleLink
+
+PROBE_LIFE_MS = 30 * 24 * 3600 * 1000
+"""Given to a probe when the server is full: to set a time is a write that takes no memory."""
 
 
 class Durability:
@@ -26,7 +29,6 @@ class Durability:
         self._name = name
         self._replicas = replicas
         self._wait_ms = max(1, int(timeout * 1000))
-        self._on_disk = True
 
     async def settle(self, server: SingleLink, probe: str) -> None:
         """Return when a server, and enough replicas of it, have everything written before.
@@ -39,33 +41,38 @@ class Durability:
             ResponseError: The server takes no writes.
             ControllerUnavailable: It did not come to be in time.
         """
-        write = ("SET", probe, b"")
-        if self._on_disk:
-            wrote, waited = await server.run([write, ("WAITAOF", 1, self._replicas, self._wait_ms)])
-            if isinstance(wrote, ResponseError):
-                raise wrote
-            if not isinstance(waited, ResponseError):
-                match waited:
-                    case [int(local), int(replicas)]:
-                        pass
-                    case _:
-                        raise InvalidResponse("the server answers WAITAOF with something else")
-                if local < 1:
-                    raise ControllerUnavailable(
-                        f"the server of {self._name!r} has not brought its append-only file to its disk in time"
-                    )
-                return self._check(replicas)
-            self._on_disk = False
-        if self._replicas:
+        try:
+            await self._settle(server, ("SET", probe, b""))
+        except OutOfMemoryError:
+            # It takes no new chunks; those that it has taken can be committed all the same.
+            if await self._settle(server, ("PEXPIRE", probe, PROBE_LIFE_MS)) != 1:
+                raise
+
+    async def _settle(self, server: SingleLink, write: Command) -> object:
+        """Returns the answer to `write` once all before it is durable."""
+        wrote, waited = await server.run([write, ("WAITAOF", 1, self._replicas, self._wait_ms)])
+        if isinstance(wrote, ResponseError):
+            raise wrote
+        if not isinstance(waited, ResponseError):
+            match waited:
+                case [int(local), int(replicas)]:
+                    pass
+                case _:
+                    raise InvalidResponse("the server answers WAITAOF with something else")
+            if local < 1:
+                raise ControllerUnavailable(
+                    f"the server of {self._name!r} has not brought its append-only file to its disk in time"
+                )
+            self._check(replicas)
+        elif self._replicas:
             wrote, waited = await server.run([write, ("WAIT", self._replicas, self._wait_ms)])
-        else:
-            wrote, waited = (await server.run([write]))[0], 0
-        for reply in (wrote, waited):
-            if isinstance(reply, ResponseError):
-                raise reply
-        if not isinstance(waited, int):
-            raise InvalidResponse("the server answers WAIT with something else")
-        self._check(waited)
+            for reply in (wrote, waited):
+                if isinstance(reply, ResponseError):
+                    raise reply
+            if not isinstance(waited, int):
+                raise InvalidResponse("the server answers WAIT with something else")
+            self._check(waited)
+        return wrote
 
     def _check(self, replicas: int) -> None:
         if replicas < self._replicas:

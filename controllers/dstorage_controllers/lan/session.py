@@ -13,10 +13,10 @@ import struct
 import warnings
 from typing import NamedTuple
 
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from dstorage.controller import OpenContext
-from dstorage.errors import ControllerError, CorruptData
+from dstorage.errors import ControllerError, ControllerUnavailable, CorruptData
 from dstorage_controllers.lan.layout import Layout
 from dstorage_controllers.lan.link import Link
 
@@ -56,8 +56,9 @@ class Session:
         self._name = name
         self._context = context
         self._layout = layout
-        self._first = self._last = secrets.randbits(62) + 1
+        self._first = self._last = self._kept = self._synced = secrets.randbits(62) + 1
         self._marked = False
+        self._emptied = False
         self.forgotten = False
         self.saved = self._planned = self._load()
 
@@ -76,6 +77,7 @@ class Session:
     def committed(self) -> None:
         """The commit planned last has happened."""
         self.saved = self._planned
+        self._kept = self._synced
 
     async def recognise(self, link: Link) -> bool:
         """Look for the mark of the last commit; returns whether what it does not know can be swept.
@@ -83,30 +85,61 @@ class Session:
         Raises:
             RedisError, OSError, TimeoutError: The server does not answer.
         """
-        mark = (await link.run([("GET", self._layout.mark)]))[0]
-        if isinstance(mark, ResponseError):
-            raise mark
-        self.forgotten = mark is None and self.saved.used > 0
+        mark = await self._look(link)
+        self.forgotten = mark is None and self.saved.session != 0 and self.saved.used > 0
         known = self.saved.session != 0 and mark == b"%x" % self.saved.session
         return known and not self._context.read_only and self._context.place is not None
 
-    async def mark(self, link: Link) -> None:
-        """Leave this session's mark; warns if that of before is gone, and with it chunks.
+    async def revisit(self, link: Link) -> None:
+        """Look whether a server that was away still has what it had; to be called before anything is written there.
 
         Raises:
+            RedisError, OSError, TimeoutError: It does not answer.
+        """
+        await self._look(link)
+
+    async def mark(self, link: Link) -> None:
+        """Leave this session's mark, before a commit; warns if that of before is gone, and with it chunks.
+
+        Raises:
+            ControllerUnavailable: Chunks written since the last commit are gone.
             RedisError, OSError, TimeoutError: The server does not take it.
         """
-        before, wrote = await link.run([("GET", self._layout.mark), ("SET", self._layout.mark, b"%x" % self._first)])
-        if isinstance(wrote, ResponseError):
-            raise wrote
-        expected, self._marked, self.forgotten = self._marked or self.forgotten, True, False
-        if expected and before is None:
+        name = b"%x" % self._first
+        self._synced = self._last
+        before = await self._look(link)
+        if before == name and not self._emptied:
+            return
+        if self._emptied or (before is None and (self._marked or self.forgotten)):
             warnings.warn(
                 f"the server of controller {self._name!r} was emptied, or restarted without what it held; chunks that it does "
                 "not have any more are lost",
                 RuntimeWarning,
                 stacklevel=3,
             )
+        wrote = (await link.run([("SET", self._layout.mark, name)]))[0]
+        # A full server keeps the old mark, and that of the last commit stays the name of the next.
+        if isinstance(wrote, ResponseError) and (self._marked or not isinstance(wrote, OutOfMemoryError)):
+            raise wrote
+        emptied, self._emptied = self._emptied, False
+        self._marked, self.forgotten = not isinstance(wrote, ResponseError), False
+        if emptied and self._last > self._kept:
+            self._kept = self._last
+            raise ControllerUnavailable(
+                f"the server of {self._name!r} was emptied since the last commit, and may have lost what was written since; write it again, or "
+                "commit again to go on without it"
+            )
+
+    async def _look(self, link: Link) -> object:
+        """The mark; notes whether the probe, left there at the opening and by each commit, is gone as well."""
+        mark, probe = await link.run([("GET", self._layout.mark), ("GET", self._layout.probe(0))])
+        for reply in (mark, probe):
+            if isinstance(reply, ResponseError):
+                raise reply
+        # One alone may have been evicted.
+        if mark is None and probe is None:
+            self._emptied = self._emptied or self._last > self._first
+        return mark
 
     def orphan(self, key: str) -> bool:
         """Whether a key under this controller's prefix holds bytes of no chunk."""
