@@ -12,6 +12,7 @@ from dstorage.index import Index
 from dstorage.paging.memory import Memory
 from dstorage.record import MAX_ID
 from dstorage.resolver import Resolver
+from dstorage.waiting import check_wait
 
 if TYPE_CHECKING:
     from dstorage.store import Store
@@ -82,6 +83,7 @@ class Bulk:
             ids: The chunks; taken one by one, as there is room.
             wait: See `Handle.resolve`.
         """
+        check_wait(wait)
         arrived: asyncio.Queue[Handle] = asyncio.Queue()
         waiting = iter(ids)
         asked: dict[Handle, int] = {}
@@ -130,6 +132,7 @@ class Bulk:
         Raises:
             TemporarilyUnavailable, Lost, Deleted, MemoryUnavailable: The first that failed; no reference is left.
         """
+        check_wait(wait)
         handles = self._handles(ids)
         done = asyncio.get_running_loop().create_future()
         left = len(handles)
@@ -180,6 +183,7 @@ class Bulk:
         Raises:
             InvalidArgumentError: `n` is not in 0 .. len(ids).
         """
+        check_wait(timeout, "timeout")
         enough = len(ids) if n is None else n
         if not 0 <= enough <= len(ids):
             raise InvalidArgumentError(f"n={n}: wait for 0 to {len(ids)} of {len(ids)} chunks")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import numbers
+import operator
 from typing import TYPE_CHECKING
 
 from dstorage.controller import Buffer
@@ -18,6 +20,7 @@ from dstorage.record import MAX_CHUNK_BYTES
 from dstorage.resolver import Resolver
 from dstorage.room import Room
 from dstorage.table import HandleTable
+from dstorage.waiting import check_wait
 
 if TYPE_CHECKING:
     from dstorage.store import Store
@@ -83,9 +86,9 @@ class Contents:
             InvalidArgumentError: Too large, or no such controller.
             ReadOnlyError, ClosedError: The store takes no changes.
         """
-        if not isinstance(data, int):
-            # Looked at as long as this waits, a bytearray keeps its size.
-            data = memoryview(data)
+        check_wait(wait)
+        # Looked at as long as this waits, a bytearray keeps its size.
+        data = _given(data)
         size, index = self._check_create(data, durable, controller)
         if self._table.full:
             await self._write_idle()
@@ -106,13 +109,14 @@ class Contents:
         Raises:
             MemoryUnavailable: No room at this moment, or too much of the budget is dirty.
         """
+        data = _given(data)
         size, index = self._check_create(data, durable, controller)
         self._room.reserve_nowait(size, 0)
         return self._create(data, size, durable, index, namespace)
 
-    def _check_create(self, data: Buffer | int, durable: bool, controller: str | None) -> tuple[int, int | None]:
+    def _check_create(self, data: memoryview | int, durable: bool, controller: str | None) -> tuple[int, int | None]:
         self._store.check_writable()
-        size = data if isinstance(data, int) else memoryview(data).nbytes
+        size = data if isinstance(data, int) else data.nbytes
         if not 0 <= size <= MAX_CHUNK_BYTES:
             raise InvalidArgumentError(f"a chunk of {size} bytes: chunks have 0 to {MAX_CHUNK_BYTES} bytes; split it")
         if controller is None:
@@ -124,7 +128,9 @@ class Contents:
             )
         return size, entry.index
 
-    def _create(self, data: Buffer | int, size: int, durable: bool, controller: int | None, namespace: int) -> Handle:
+    def _create(
+        self, data: memoryview | int, size: int, durable: bool, controller: int | None, namespace: int
+    ) -> Handle:
         buffer = self._copy(data, size)
         return self.adopt(buffer, durable=durable, controller=controller, namespace=namespace)
 
@@ -165,6 +171,7 @@ class Contents:
 
     async def replace(self, handle: Handle, data: Buffer, wait: float | None) -> None:
         """Give a chunk other contents (for `Handle.replace`)."""
+        check_wait(wait)
         data = memoryview(data)
         size = self._check_replace(handle, data)
         handle.acquire()
@@ -287,3 +294,22 @@ class Contents:
 
         self._writeback.submit(handle, handle.buffer, done)
         await written
+
+
+def _given(data: object) -> memoryview | int:
+    """What a chunk is to be made of: its bytes, or how many zeros.
+
+    Raises:
+        InvalidArgumentError: A number that is not whole, or a truth value.
+        TypeError: Neither bytes nor a number.
+    """
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return memoryview(data)
+    # Whole numbers of numpy, whose bytes could be looked at as well.
+    if isinstance(data, numbers.Integral) and not isinstance(data, bool):
+        return operator.index(data)
+    if not isinstance(data, numbers.Number):
+        view = memoryview(data)  # type: ignore[arg-type]  # what is no buffer is refused here
+        if view.ndim or view.format != "?":
+            return view
+    raise InvalidArgumentError(f"{data!r} is no contents of a chunk: give bytes, or a whole number of zeros")

@@ -27,6 +27,7 @@ from dstorage.errors import (
     UsageError,
 )
 from dstorage.paging.page import Page
+from dstorage.waiting import check_wait
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -192,7 +193,9 @@ class Handle(Page):
         Raises:
             TemporarilyUnavailable, MemoryUnavailable: Still so after `wait` seconds.
             Lost, Deleted: As for ``await``.
+            InvalidArgumentError: `wait` is negative or not finite.
         """
+        check_wait(wait)
         if self.buffer is None and wait is not None:
             return await self.store.resolver.get_waiting(self, wait)
         return await self
@@ -205,6 +208,10 @@ class Handle(Page):
                 says how it went (RESOLVED, TEMPORARILY_UNAVAILABLE with `error`, LOST, DELETED). The handle is
                 referenced while it runs. What it raises goes to the loop's exception handler.
             wait: Seconds to keep trying while the chunk is temporarily unavailable or memory is short.
+
+        Raises:
+            UsageError: The handle names no chunk yet.
+            InvalidArgumentError: `wait` is negative or not finite.
         """
         self.store.resolver.resolve(self, callback, wait)
 
@@ -318,6 +325,7 @@ class Edit:
     __slots__ = ("_buffer", "_discard", "_handle", "_view", "_wait")
 
     def __init__(self, handle: Handle, wait: float | None, discard: bool) -> None:
+        check_wait(wait)
         self._handle = handle
         self._wait = wait
         self._discard = discard

@@ -18,6 +18,7 @@ from dstorage.outage import Outages, Patient
 from dstorage.paging.page import Page
 from dstorage.paging.pagein import PageIn
 from dstorage.table import HandleTable
+from dstorage.waiting import check_wait
 
 INLINE_PAGE_INS = 64
 """Page-ins in a row answered without suspension before other callbacks of the loop get a turn."""
@@ -108,6 +109,9 @@ class Resolver:
     def resolve(self, handle: Handle, callback: Callback | None, wait: float | None) -> None:
         """Ask for the contents (for `Handle.resolve`)."""
         self._check_open()
+        check_wait(wait)
+        if handle.status is Status.UNINITIALISED:
+            raise handle.failure()
         if callback is None:
             tell: Callable[[Handle], object] = _nobody
         else:
@@ -120,8 +124,6 @@ class Resolver:
             self._start_if_due(handle)
             if handle.status is Status.WAITING:
                 self.wait_for(handle, tell)
-            elif handle.status is Status.UNINITIALISED:
-                raise handle.failure()
             else:
                 tell(handle)
         else:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    "errors record events",
+    "errors record events waiting buffers",
     "controller",
     "tier lmdb_file catalog index registry uses",
     "paging",

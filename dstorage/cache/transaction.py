@@ -17,6 +17,7 @@ from dstorage.cache.core import ANYTHING, Core, add_up, check_expire
 from dstorage.cache.keys import Key, exact
 from dstorage.cache.records import NEVER, Entry
 from dstorage.errors import ClosedError, CorruptData, Deleted, Lost, TemporarilyUnavailable, UsageError
+from dstorage.waiting import check_wait
 
 
 class TransactionConflict(UsageError):
@@ -32,6 +33,7 @@ class Turns:
 
     async def take(self, owner: object, wait: float) -> None:
         """Wait for the turn; `owner` is the task or thread that has it then."""
+        check_wait(wait)
         if self._owner is not None and self._owner == owner:
             raise UsageError("this task or thread is in a transaction of this cache already: use that one's methods")
         try:
