@@ -18,7 +18,7 @@ LAYERS = [
     "controller",
     "tier lmdb_file catalog index registry uses",
     "paging",
-    "handle table room outage resolver contents bulk commit ids namespace loading transfer copies mover drain tiering info lock store lease opening",
+    "handle table room outage resolver contents shortcut bulk commit ids namespace loading transfer copies mover drain tiering info lock store lease opening",
     "check testing persistent volumes exnode",
     "blocking cache array",
     "server integrations cli",
@@ -27,7 +27,7 @@ LAYERS = [
 
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 TOP = len(LAYERS) - 1
-CONTRACT = {"dstorage.controller", "dstorage.errors", "dstorage.record"}
+CONTRACT = {"dstorage.buffers", "dstorage.controller", "dstorage.errors", "dstorage.record"}
 """What a plug-in may import of the core; `dstorage` itself re-exports the same and is allowed as well."""
 
 

@@ -13,14 +13,13 @@ entry in the tree come into being in one step of the store's loop, so no commit 
 
 from __future__ import annotations
 
-import ctypes
 import struct
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from dstorage.array.access import Access
 from dstorage.array.layout import MAX_JSON_BYTES, Layout
+from dstorage.buffers import fresh_buffer
 from dstorage.errors import ClosedError, CorruptData, Deleted, Lost
 from dstorage.handle import Handle
 
@@ -176,6 +175,7 @@ class Tiles:
 
         handle, source = await self._access.run(begin, undo)
         try:
+            # Where the store can, it is written from where it is.
             buffer = fresh_buffer(size)
         except BaseException:
             self._access.post(lambda: self._drop(size, handle))
@@ -269,21 +269,6 @@ class Tiles:
             finally:
                 if left:
                     store.contents.drop_reserved(NODE_BYTES)
-
-
-_allocate = None
-if sys.implementation.name == "cpython":
-    _allocate = ctypes.pythonapi.PyByteArray_FromStringAndSize
-    _allocate.restype = ctypes.py_object
-    _allocate.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
-
-
-def fresh_buffer(size: int) -> bytearray:
-    """A buffer whose contents are undefined: a bytearray of zeros is zeroed with the interpreter locked."""
-    if _allocate is None:
-        return bytearray(size)
-    buffer: bytearray = _allocate(None, size)
-    return buffer
 
 
 # -- the tree as a whole ----------------------------------------------------------------------------------------------

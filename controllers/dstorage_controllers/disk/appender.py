@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import NamedTuple
 
 from dstorage.controller import Buffer
@@ -16,6 +17,7 @@ from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailab
 from dstorage.record import Locator
 from dstorage_controllers.disk import layout
 from dstorage_controllers.disk.codec import Codec
+from dstorage_controllers.disk.direct import DIRECT_BYTES, DirectWriter, pages
 from dstorage_controllers.disk.files import Segment, write_all
 from dstorage_controllers.disk.layout import ENTRY_BYTES, PAGE, Place
 from dstorage_controllers.disk.log import SegmentLog
@@ -49,6 +51,12 @@ class _Extent(NamedTuple):
     place: Place
     padding: int
     data: Buffer
+    direct: bool
+
+    @property
+    def end(self) -> int:
+        """Where the next one may begin: pages that were written directly are not shared with what is written otherwise."""
+        return _end(self.place.first, self.place.stored, self.direct)
 
 
 class Appender:
@@ -64,6 +72,7 @@ class Appender:
         self._log = log
         self._codec = codec
         self._segment_bytes = segment_bytes
+        self._direct = DirectWriter(log.files.device)
 
     def append(self, items: Sequence[Item]) -> list[Locator | Exception]:
         """Blocking: write chunks; each is answered in its place by its locator or by why it was not written."""
@@ -88,17 +97,22 @@ class Appender:
                     answers[at] = self._explain(error, "begin a segment", stored)
                     continue
                 end = segment.tail
-            padding = _padding(end, stored)
+            direct = self._is_direct(stored)
+            padding = _padding(end, stored, direct)
             place = Place(item.size, segment.number, end + padding, stored, 0, item.flags)
             data, place = self._codec.seal(item.id, place, item.data)
-            run.append(_Extent(at, item.id, place, padding, data))
-            end = place.end
+            run.append(_Extent(at, item.id, place, padding, data, direct))
+            end = run[-1].end
         if segment is not None:
             self._write(segment, run, answers)
         return answers
 
+    def _is_direct(self, stored: int) -> bool:
+        return stored >= DIRECT_BYTES and self._log.files.direct
+
     def _fits(self, segment: Segment, end: int, extents: int, stored: int) -> bool:
-        end += _padding(end, stored) + stored
+        direct = self._is_direct(stored)
+        end = _end(end + _padding(end, stored, direct), stored, direct)
         return end <= segment.start + self._segment_bytes and segment.next_slot + extents < segment.slots
 
     def _segment_for(self, stored: int) -> Segment:
@@ -114,20 +128,19 @@ class Appender:
     def _write(self, segment: Segment, run: list[_Extent], answers: list[Locator | Exception]) -> None:
         if not run:
             return
-        device = self._log.files.device
         try:
             with self._log.files.using(segment) as fd:
-                written, error = write_all(device, fd, _gathered(run), segment.tail)
+                written, error = self._put(fd, segment, run)
                 whole = [extent for extent in run if extent.place.end <= written]
                 if error is not None:
                     # First of all, so that a full disk has room for the slots of what did fit.
-                    self._cut(segment, whole[-1].place.end if whole else segment.tail)
+                    self._cut(segment, whole[-1].end if whole else segment.tail)
                 if whole:
                     locators = [layout.pack(extent.place) for extent in whole]
                     failed = self._name(fd, segment, [(e.id, loc) for e, loc in zip(whole, locators, strict=True)])
                     if failed is None:
                         stored = sum(extent.place.stored for extent in whole)
-                        self._log.appended(segment, stored=stored, tail=whole[-1].place.end, slots=len(whole))
+                        self._log.appended(segment, stored=stored, tail=whole[-1].end, slots=len(whole))
                         for extent, locator in zip(whole, locators, strict=True):
                             answers[extent.at] = locator
                         run = run[len(whole) :]
@@ -140,6 +153,22 @@ class Appender:
             self._log.give_back(extent.place.stored)
             answers[extent.at] = self._explain(error, f"write chunk {extent.id}", extent.place.stored)
         self._cut(segment, segment.tail)
+
+    def _put(self, fd: int, segment: Segment, run: list[_Extent]) -> tuple[int, OSError | None]:
+        """Write extents side by side; returns up to where all is written, and why if that is short of the end."""
+        files = self._log.files
+        written, error = segment.tail, None
+        for direct, extents in groupby(run, lambda extent: extent.direct):
+            span = list(extents)
+            first = span[0].place.first
+            if direct:
+                with files.using(segment, direct=True) as direct_fd:
+                    written, error = self._direct.write(direct_fd, [extent.data for extent in span], first)
+            else:
+                written, error = write_all(files.device, fd, _gathered(span), first - span[0].padding)
+            if error is not None:
+                break
+        return written, error
 
     def _cut(self, segment: Segment, tail: int) -> None:
         # What stays behind the tail, should this fail, is written over by the next append.
@@ -175,9 +204,13 @@ class Appender:
         return explained
 
 
-def _padding(end: int, stored: int) -> int:
+def _padding(end: int, stored: int, direct: bool) -> int:
     padding = -end % PAGE
-    return padding if padding * MAX_PADDING <= stored else 0
+    return padding if direct or padding * MAX_PADDING <= stored else 0
+
+
+def _end(first: int, stored: int, direct: bool) -> int:
+    return first + (pages(stored) if direct else stored)
 
 
 def _gathered(run: list[_Extent]) -> list[Buffer]:

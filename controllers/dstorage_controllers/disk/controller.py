@@ -9,6 +9,7 @@ what it did in vain is undone when it comes back.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -90,6 +91,10 @@ class DiskController(Controller):
         key_file: File with the AES-256 key to encrypt with (32 bytes, or 64 hexadecimal digits).
         key_env: Environment variable with that key in hexadecimal digits, instead of a file.
         punch: False keeps dead space until compaction, as on systems that cannot punch holes.
+        direct: Chunks of 128 KiB and more are written and read past the operating system's page cache. For programs that go
+            through more data than the machine has memory, such as simulations: see docs/how-to/simulate.md. Where
+            the file system refuses it (tmpfs of older kernels, some network file systems), a warning says so at `open`, and the
+            page cache is used.
         threads: Threads for reading, 1 to 64.
         timeout: Seconds after which what the disk has not answered counts as unavailable.
         device: The file system, for tests.
@@ -113,6 +118,7 @@ class DiskController(Controller):
         key_file: str | os.PathLike[str] | None = None,
         key_env: str | None = None,
         punch: bool = True,
+        direct: bool = False,
         threads: int = 4,
         timeout: float = 60.0,
         device: Device | None = None,
@@ -128,6 +134,7 @@ class DiskController(Controller):
             "key_file": None if self._key_file is None else str(self._key_file),
             "key_env": key_env,
             "punch": punch,
+            "direct": direct,
             "threads": threads,
             "timeout": timeout,
         }
@@ -137,6 +144,7 @@ class DiskController(Controller):
         self._segment_bytes = _segment_bytes(capacity) if segment_bytes is None else segment_bytes
         self._level = DEFAULT_LEVEL if compress is True else int(compress)
         self._key_env = key_env
+        self._direct = direct
         self._threads = threads
         self._timeout = timeout
         self._device = Device(punch=punch) if device is None else device
@@ -236,17 +244,34 @@ class DiskController(Controller):
                 raise ControllerError(
                     f"controller {self.name!r} is encrypted and {problem}; pass key_file or key_env with the right key"
                 )
-        files = SegmentFiles(self._device, self._directory, read_only=context.read_only)
+        files = SegmentFiles(self._device, self._directory, read_only=context.read_only, direct=self._direct)
         log = SegmentLog(
             files, store=context.store_uuid, capacity=self._capacity, name=self.name, read_only=context.read_only
         )
         missing = log.load(state)
         if not context.read_only:
             self._device.make_directory(self._directory)
+            if self._direct:
+                self._try_direct(files)
         self._look_at_space()
         appender = Appender(log, codec, segment_bytes=self._segment_bytes)
         opened = _Open(log, codec, Reader(log, codec), appender, head)
         return opened, missing, self._device.network_type(self._directory)
+
+    def _try_direct(self, files: SegmentFiles) -> None:
+        try:
+            self._device.try_direct(self._directory)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                # A full disk, for one, says nothing about this.
+                return
+            files.direct = False
+            warnings.warn(
+                f"controller {self.name!r}: direct=True has no effect, the file system of {self._directory} takes no direct "
+                f"I/O ({error}); the page cache is used",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     async def close(self) -> None:
         """Wait for what is under way and let go of files and threads; a second call does nothing."""
@@ -270,6 +295,11 @@ class DiskController(Controller):
     def read_nowait(self, id: int, locator: Locator) -> Buffer | None:
         """Read what is in the page cache; None if it is not, or is too large or too costly to decode on the loop."""
         return self._opened().reader.read_nowait(id, locator)
+
+    def read_in_thread(self, id: int, locator: Locator) -> bytes | None:
+        """Read what is in the page cache, in the thread that calls."""
+        opened = self._open
+        return None if opened is None else opened.reader.read_in_thread(id, locator)
 
     async def read(self, requests: Sequence[ReadRequest]) -> list[Buffer | Exception]:
         """Read chunks in threads, neighbours on disk by one call."""

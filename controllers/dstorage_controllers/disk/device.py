@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from dstorage.buffers import PAGE
 
 Writable = bytearray | memoryview
 
@@ -92,6 +95,39 @@ class Device:
             flags |= os.O_CREAT | os.O_EXCL
         flags |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
         return os.open(path, flags, 0o600)
+
+    def open_direct(self, path: Path, *, write: bool = True) -> int:
+        """Open a file once more, to move whole pages between it and aligned memory past the page cache.
+
+        Raises:
+            OSError: With `EINVAL` where the file system (or this operating system) has no such access.
+        """
+        flag = getattr(os, "O_DIRECT", 0)
+        if not flag or not self._vectored:
+            raise OSError(errno.EINVAL, "direct I/O is not to be had here", str(path))
+        flags = os.O_RDWR if write else os.O_RDONLY
+        return os.open(path, flags | flag | os.O_CLOEXEC | os.O_NOFOLLOW)
+
+    def try_direct(self, directory: Path) -> None:
+        """Write and read one page directly, in a file that is deleted again.
+
+        Raises:
+            OSError: It does not work there, with whatever the system said.
+        """
+        path = directory / "direct.try"
+        path.unlink(missing_ok=True)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            fd = self.open_direct(path)
+            try:
+                with mmap.mmap(-1, PAGE) as page:
+                    page[:5] = b"whole"
+                    if os.pwritev(fd, [page], 0) != PAGE or os.preadv(fd, [page], 0) != PAGE:
+                        raise OSError(errno.EINVAL, "a page was moved in part", str(path))
+            finally:
+                os.close(fd)
+        finally:
+            path.unlink(missing_ok=True)
 
     def close(self, fd: int) -> None:
         """Close a descriptor."""

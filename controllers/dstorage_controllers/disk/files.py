@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dstorage_controllers.disk import layout
-from dstorage_controllers.disk.device import IOV_MAX, Device
+from dstorage_controllers.disk.device import IOV_MAX, Device, Writable
 from dstorage_controllers.disk.layout import ENTRY_BYTES, Committed
 
 OPEN_FILES = 256
@@ -37,7 +37,8 @@ class Segment:
         read_end: End of the extent that was last asked for on the loop.
         advised: Whether the kernel was last told to expect reading in sequence; None: nothing yet.
         fd: Descriptor, or -1.
-        users: Threads that use `fd` now.
+        direct_fd: Descriptor for direct I/O, or -1.
+        users: Threads that use a descriptor now.
         touched: When it was last used, by a count of all uses.
         durable: (tail, next_slot) up to which the last good sync reached.
         forgotten: Offsets of extents behind `durable` that were discarded; they may be holes already.
@@ -47,6 +48,7 @@ class Segment:
     __slots__ = (
         "advised",
         "committed",
+        "direct_fd",
         "doubtful",
         "durable",
         "fd",
@@ -77,6 +79,7 @@ class Segment:
         self.read_end = 0
         self.advised: bool | None = None
         self.fd = -1
+        self.direct_fd = -1
         self.users = 0
         self.touched = 0
         self.durable = (self.tail, self.next_slot)
@@ -96,11 +99,16 @@ class SegmentFiles:
         device: The file system.
         directory: Where they are.
         read_only: Open them for reading only.
+        direct: Large extents are to go past the page cache.
+
+    Attributes:
+        direct: Whether they do; it turns False for good when the file system refuses.
     """
 
-    def __init__(self, device: Device, directory: Path, *, read_only: bool) -> None:
+    def __init__(self, device: Device, directory: Path, *, read_only: bool, direct: bool = False) -> None:
         self.device = device
         self.directory = directory
+        self.direct = direct
         self._write = not read_only
         self._lock = threading.Lock()
         """Guards descriptors and their counts; never held over I/O."""
@@ -118,8 +126,12 @@ class SegmentFiles:
             self._open += 1
 
     @contextmanager
-    def using(self, segment: Segment) -> Iterator[int]:
+    def using(self, segment: Segment, *, direct: bool = False) -> Iterator[int]:
         """Blocking: a descriptor that stays open inside the `with`.
+
+        Args:
+            segment: The segment.
+            direct: The descriptor for direct I/O, or the other one if the file system has none.
 
         Raises:
             FileNotFoundError: The segment was deleted, or its file is missing.
@@ -131,15 +143,33 @@ class SegmentFiles:
             segment.users += 1
             self._uses += 1
             segment.touched = self._uses
-            fd = segment.fd
+            fd = segment.direct_fd if direct else segment.fd
         try:
-            yield fd if fd >= 0 else self._open_file(segment)
+            yield fd if fd >= 0 else self._open_direct(segment) if direct else self._open_file(segment)
         finally:
             with self._lock:
                 segment.users -= 1
-                fd = self._take_gone(segment)
-            if fd >= 0:
+                left = self._take_gone(segment)
+            self._close_all(left)
+
+    def _open_direct(self, segment: Segment) -> int:
+        if self.direct:
+            try:
+                fd = self.device.open_direct(self.path(segment.number), write=self._write)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self.direct = False
+            else:
+                with self._lock:
+                    if segment.direct_fd < 0:
+                        segment.direct_fd = fd
+                        self._open += 1
+                        return fd
+                    theirs = segment.direct_fd
                 self.device.close(fd)
+                return theirs
+        return segment.fd if segment.fd >= 0 else self._open_file(segment)
 
     def _open_file(self, segment: Segment) -> int:
         fd = self.device.open(self.path(segment.number), write=self._write)
@@ -152,28 +182,44 @@ class SegmentFiles:
         self.device.close(fd)
         return theirs
 
+    def read_cached(self, segment: Segment, buffer: Writable, offset: int) -> int:
+        """In any thread: read what is in the page cache; returns how much that was."""
+        with self._lock:
+            fd = segment.fd
+            if segment.gone or fd < 0:
+                return 0
+            segment.users += 1
+        try:
+            return self.device.preadv(fd, (buffer,), offset, nowait=True)
+        except OSError:
+            return 0
+        finally:
+            with self._lock:
+                segment.users -= 1
+                left = self._take_gone(segment)
+            self._close_all(left)
+
     def close_surplus(self, segments: Iterable[Segment]) -> None:
         """On the loop: close the descriptors used longest ago when too many are open."""
         if self._open <= OPEN_FILES:
             return
-        for segment in sorted((s for s in segments if s.fd >= 0), key=lambda s: s.touched):
+        for segment in sorted((s for s in segments if s.fd >= 0 or s.direct_fd >= 0), key=lambda s: s.touched):
             with self._lock:
                 if self._open <= OPEN_FILES:
                     return
                 if segment.users:
                     continue
-                fd, segment.fd = segment.fd, -1
                 segment.advised = None
-                self._open -= 1
-            self.device.close(fd)
+                left = self._take(segment)
+            self._close_all(left)
 
     def close(self, segments: Iterable[Segment]) -> None:
-        """Close all descriptors. No thread may be at work any more."""
+        """Close all descriptors; one that `read_cached` is using is closed when it is through."""
         for segment in segments:
-            if segment.fd >= 0:
-                self.device.close(segment.fd)
-                segment.fd = -1
-        self._open = 0
+            with self._lock:
+                segment.gone = True
+                left = self._take_gone(segment)
+            self._close_all(left)
 
     def doom(self, segment: Segment) -> None:
         """On the loop: let nobody open a segment again that was taken out of the log."""
@@ -183,18 +229,23 @@ class SegmentFiles:
     def delete(self, segment: Segment) -> None:
         """Blocking: delete the file of a doomed segment; who still reads it keeps its descriptor."""
         with self._lock:
-            fd = self._take_gone(segment)
-        if fd >= 0:
-            self.device.close(fd)
+            left = self._take_gone(segment)
+        self._close_all(left)
         self.device.unlink(self.path(segment.number))
 
-    def _take_gone(self, segment: Segment) -> int:
-        """With the lock held: the descriptor to close if a doomed segment's last user has left, else -1."""
-        if not segment.gone or segment.users or segment.fd < 0:
-            return -1
-        fd, segment.fd = segment.fd, -1
-        self._open -= 1
-        return fd
+    def _take_gone(self, segment: Segment) -> list[int]:
+        """With the lock held: the descriptors to close if a doomed segment's last user has left."""
+        return self._take(segment) if segment.gone and not segment.users else []
+
+    def _take(self, segment: Segment) -> list[int]:
+        left = [fd for fd in (segment.fd, segment.direct_fd) if fd >= 0]
+        segment.fd = segment.direct_fd = -1
+        self._open -= len(left)
+        return left
+
+    def _close_all(self, fds: Iterable[int]) -> None:
+        for fd in fds:
+            self.device.close(fd)
 
 
 def read_exactly(device: Device, fd: int, buffers: Sequence[bytearray | memoryview], offset: int) -> bool:

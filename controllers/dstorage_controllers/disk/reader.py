@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from dstorage.buffers import FRESH_BYTES, fresh_buffer, on_page
 from dstorage.controller import Buffer
 from dstorage.errors import ChunkError, ControllerUnavailable, CorruptData, Lost
 from dstorage.record import Locator
 from dstorage_controllers.disk import layout
 from dstorage_controllers.disk.codec import Codec
+from dstorage_controllers.disk.direct import DIRECT_BYTES, pages
 from dstorage_controllers.disk.files import Segment, read_exactly
-from dstorage_controllers.disk.layout import Place
+from dstorage_controllers.disk.layout import PAGE, Place
 from dstorage_controllers.disk.log import SegmentLog
 
 INLINE_BYTES = 4 * 2**20
@@ -37,10 +39,6 @@ RUN_CHUNKS = 64
 JOB_BYTES = 2 * 2**20
 """Stored bytes that are worth a thread of their own: copying them takes some times longer than starting it."""
 
-FRESH_BYTES = 128 * 2**10
-"""From here on a buffer is taken without being zeroed first, which cost 10 to 15 % of a cached read; below it the call
-through ctypes costs more than the zeros."""
-
 Answers = list[Buffer | Exception | None]
 
 
@@ -53,6 +51,7 @@ class Read(NamedTuple):
         place: Where it is.
         buffer: What to read it into.
         begun: So many bytes of it are there already; only the first of a run has any.
+        direct: It is read past the page cache; the buffer is on a page, and as long as the pages it lies in.
     """
 
     at: int
@@ -60,6 +59,12 @@ class Read(NamedTuple):
     place: Place
     buffer: bytearray
     begun: int = 0
+    direct: bool = False
+
+    @property
+    def end(self) -> int:
+        """Where its neighbour begins."""
+        return self.place.first + len(self.buffer)
 
 
 class _Begun(NamedTuple):
@@ -100,7 +105,7 @@ class Reader:
         if size == 0:
             return self._nothing(id, place)
         segment = self._log.segments.get(number)
-        if segment is None or segment.fd < 0:
+        if segment is None or segment.fd < 0 or self._is_direct(place):
             return None
         if self._begun is not None and self._begun.id == id:
             # Asked again in the midst of the kernel's reading ahead: nothing is saved by beginning anew.
@@ -113,7 +118,7 @@ class Reader:
                 self._device.expect(segment.fd, in_sequence=in_sequence)
         if stored > INLINE_BYTES or (flags and size > INLINE_DECODE_BYTES):
             return None
-        buffer = new_buffer(stored)
+        buffer = fresh_buffer(stored)
         try:
             done = self._device.preadv(segment.fd, (buffer,), first, nowait=True)
         except OSError:
@@ -126,6 +131,26 @@ class Reader:
         if not self._codec.matches(id, place, buffer):
             return None
         return self._codec.decode(id, place, buffer) if flags else buffer
+
+    def read_in_thread(self, id: int, locator: Locator) -> bytes | None:
+        """In any thread: what is in the page cache; None if anything about it is doubtful."""
+        try:
+            place = layout.unpack(id, locator)
+            segment = self._log.segments.get(place.segment)
+            if segment is None or place.stored == 0 or self._is_direct(place):
+                return None
+            data, buffer = new_bytes(place.stored)
+            if self._log.files.read_cached(segment, buffer, place.first) != place.stored:
+                return None
+            if data is None:
+                data = bytes(buffer)
+            if not self._codec.matches(id, place, data):
+                return None
+            # `read_nowait` goes on from here when it looks for an order in what is asked for.
+            segment.read_end = place.end
+            return bytes(self._codec.decode(id, place, data))
+        except CorruptData:
+            return None
 
     def plan(self, requests: Sequence[tuple[int, Locator]], answers: Answers, threads: int) -> list[list[Run]]:
         """On the loop: jobs for `read_job`; requests that need no reading are answered at once."""
@@ -140,11 +165,17 @@ class Reader:
                     # Allocated here, on the loop, where it is freed as well: C allocators keep an arena per thread,
                     # and memory that travels between them is held twice.
                     begun = self._begun
-                    if begun is not None and begun.id == id and begun.locator == locator:
+                    if self._is_direct(place):
+                        buffer = fresh_buffer(pages(place.stored))
+                        direct = on_page(buffer)
+                        if not direct:
+                            del buffer[place.stored :]
+                        read = Read(at, id, place, buffer, direct=direct)
+                    elif begun is not None and begun.id == id and begun.locator == locator:
                         read = Read(at, id, place, begun.buffer, begun.done)
                         self._begun = None
                     else:
-                        read = Read(at, id, place, new_buffer(place.stored))
+                        read = Read(at, id, place, fresh_buffer(place.stored))
                     wanted.append((self._log.segment(place.segment), read))
                     # What has to be decoded is more work by the byte.
                     total += place.size * 8 if place.flags else place.stored
@@ -153,6 +184,9 @@ class Reader:
         runs = _runs(wanted)
         jobs = max(1, min(threads, len(runs), total // JOB_BYTES))
         return [job for first in range(jobs) if (job := runs[first::jobs])]
+
+    def _is_direct(self, place: Place) -> bool:
+        return place.stored >= DIRECT_BYTES and self._log.files.direct and place.first % PAGE == 0
 
     def read_job(self, runs: Sequence[Run], answers: Answers) -> None:
         """Blocking: read runs, and put each answer in its place."""
@@ -163,7 +197,7 @@ class Reader:
                 try:
                     if segment not in fds:
                         fds[segment] = stack.enter_context(self._log.files.using(segment))
-                    if len(runs) > 1:
+                    if len(runs) > 1 and not run[0].direct:
                         first = run[0].place.first
                         self._device.will_need(fds[segment], first, run[-1].place.end - first)
                 except OSError as error:
@@ -171,7 +205,10 @@ class Reader:
             for segment, run in runs:
                 if answers[run[0].at] is None:
                     try:
-                        self._read_run(fds[segment], segment, run, answers)
+                        if run[0].direct:
+                            self._read_direct(fds[segment], segment, run, answers)
+                        else:
+                            self._read_run(fds[segment], run, answers)
                     except Exception as error:
                         self._refuse(run, error, answers)
 
@@ -179,12 +216,28 @@ class Reader:
         for read in run:
             answers[read.at] = self._explain(error, read)
 
-    def _read_run(self, fd: int, segment: Segment, run: Sequence[Read], answers: Answers) -> None:
+    def _read_direct(self, fd: int, segment: Segment, run: Sequence[Read], answers: Answers) -> None:
+        """What does not come whole is read again, by the page cache."""
+        wanted = run[-1].place.end - run[0].place.first
+        try:
+            with self._log.files.using(segment, direct=True) as direct_fd:
+                done = self._device.preadv(direct_fd, [read.buffer for read in run], run[0].place.first)
+        except OSError:
+            # Wherever the reason lies, the other way will find it too, or do.
+            done = 0
+        for read in run:
+            del read.buffer[read.place.stored :]
+        self._check_run(fd, run, answers, whole=done >= wanted)
+
+    def _read_run(self, fd: int, run: Sequence[Read], answers: Answers) -> None:
         begun = run[0].begun
         buffers: list[bytearray | memoryview] = [read.buffer for read in run]
         if begun:
             buffers[0] = memoryview(run[0].buffer)[begun:]
         whole = read_exactly(self._device, fd, buffers, run[0].place.first + begun)
+        self._check_run(fd, run, answers, whole=whole)
+
+    def _check_run(self, fd: int, run: Sequence[Read], answers: Answers, *, whole: bool) -> None:
         for read in run:
             buffer = read.buffer
             try:
@@ -239,7 +292,8 @@ def _runs(wanted: list[tuple[Segment, Read]]) -> list[Run]:
         if runs:
             previous, run = runs[-1]
             length += read.place.stored
-            near = previous is segment and run[-1].place.end == read.place.first and not read.begun
+            near = previous is segment and run[-1].end == read.place.first and not read.begun
+            near = near and run[-1].direct is read.direct
             if near and len(run) < RUN_CHUNKS and length <= RUN_BYTES:
                 run.append(read)
                 continue
@@ -248,16 +302,23 @@ def _runs(wanted: list[tuple[Segment, Read]]) -> list[Run]:
     return runs
 
 
-_fresh = None
+_fresh_bytes = None
 if sys.implementation.name == "cpython":
-    _fresh = ctypes.pythonapi.PyByteArray_FromStringAndSize
-    _fresh.restype = ctypes.py_object
-    _fresh.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
+    _fresh_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
+    _fresh_bytes.restype = ctypes.py_object
+    _fresh_bytes.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
+    _view = ctypes.pythonapi.PyMemoryView_FromMemory
+    _view.restype = ctypes.py_object
+    _view.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 
 
-def new_buffer(size: int) -> bytearray:
-    """A buffer to be filled completely or dropped: what it holds at first is undefined."""
-    if size < FRESH_BYTES or _fresh is None:
-        return bytearray(size)
-    buffer: bytearray = _fresh(None, size)
-    return buffer
+_BYTES_HEAD = bytes.__basicsize__ - 1
+_WRITABLE = 0x200
+
+
+def new_bytes(size: int) -> tuple[bytes | None, bytearray | memoryview]:
+    """Bytes that nobody else knows yet, and a view to fill them by; no bytes but a buffer where they are better copied."""
+    if size < FRESH_BYTES or _fresh_bytes is None:
+        return None, bytearray(size)
+    data: bytes = _fresh_bytes(None, size)
+    return data, _view(id(data) + _BYTES_HEAD, size, _WRITABLE)

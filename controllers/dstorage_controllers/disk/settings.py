@@ -15,6 +15,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "key_file": (str, type(None)),
     "key_env": (str, type(None)),
     "punch": (bool,),
+    "direct": (bool,),
     "threads": (int,),
     "timeout": (int, float),
 }
@@ -41,7 +42,9 @@ def check_settings(name: str, settings: Settings) -> None:
     for key, value in settings.items():
         if key not in _TYPES:
             raise InvalidArgumentError(f"disk controller {name!r} knows no setting {key!r}; it has {', '.join(_TYPES)}")
-        if not isinstance(value, _TYPES[key]) or (isinstance(value, bool) and key not in ("compress", "punch")):
+        if not isinstance(value, _TYPES[key]) or (
+            isinstance(value, bool) and key not in ("compress", "punch", "direct")
+        ):
             kinds = " or ".join(kind.__name__ for kind in _TYPES[key])
             raise InvalidArgumentError(f"disk controller {name!r}: {key} must be {kinds}, not {value!r}")
         if key in _RANGES and isinstance(value, int | float):
