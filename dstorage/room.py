@@ -59,7 +59,13 @@ class Room:
                     # Nothing is being written: only a release can help.
                     memory.sweep()
                     memory.poke()
-                    if not granted.done() and (deadline is None or asyncio.get_running_loop().time() >= deadline):
+                    if granted.done():
+                        return
+                    if memory.reserve(size, dirty=dirty, overtake=True):
+                        # Those in front would not have it: they wait for more, maybe for what this caller holds.
+                        memory.abandon(request)
+                        return
+                    if deadline is None or asyncio.get_running_loop().time() >= deadline:
                         raise self.error(self._no_room(size, id))
                 await asyncio.wait([granted], timeout=RECHECK_S)
         except BaseException:
@@ -80,7 +86,8 @@ class Room:
         Raises:
             MemoryUnavailable: There is none.
         """
-        if not self._memory.reserve(size, dirty=True):
+        # Who does not wait cannot stand behind anybody.
+        if not self._memory.reserve(size, dirty=True, overtake=True):
             self._check_fits(size, id)
             raise self.error(self._no_room(size, id))
 

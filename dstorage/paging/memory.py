@@ -82,13 +82,18 @@ class Memory:
 
     # -- room ---------------------------------------------------------------------------------------------------------
 
-    def reserve(self, size: int, *, dirty: bool = False) -> bool:
+    def reserve(self, size: int, *, dirty: bool = False, overtake: bool = False) -> bool:
         """Set aside `size` bytes if that is possible now, letting clean victims leave.
 
         Args:
             size: Bytes.
-            dirty: The contents will be dirty: they count against the dirty limit as well.
+            dirty: The contents will be dirty: they count against the dirty limit as well, and stand behind those who
+                wait for what is being written; small ones would take it bit by bit from a large one.
+            overtake: Go before those who wait all the same.
         """
+        if dirty and self._waiting and self.hopeful and not overtake:
+            self._on_laundry()
+            return False
         if dirty and self.dirty_bytes + size > self.dirty_limit and self.dirty_bytes:
             self._on_laundry()
             return False
@@ -117,7 +122,7 @@ class Memory:
     def poke(self) -> None:
         """Grant what can be granted; to be called after anything was freed or written."""
         waiting = self._waiting
-        while waiting and self.reserve(waiting[0].size, dirty=waiting[0].dirty):
+        while waiting and self.reserve(waiting[0].size, dirty=waiting[0].dirty, overtake=True):
             waiting.popleft().grant()
 
     @property

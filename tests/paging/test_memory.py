@@ -135,6 +135,38 @@ async def test_a_producer_is_slowed_at_the_share_that_may_be_dirty(tmp_path):
         assert store.stats().dirty <= BUDGET / 4
 
 
+async def test_a_large_request_is_not_starved_by_small_ones(store):
+    made = 0
+
+    async def produce_small():
+        nonlocal made
+        while not large.done() and made < 5000:
+            (await store.create(bytes(1024), wait=60)).release()
+            made += 1
+            await asyncio.sleep(0)
+
+    large = asyncio.get_running_loop().create_future()
+    producers = [asyncio.create_task(produce_small()) for _ in range(8)]
+    await settle()
+    (await store.create(bytes(BUDGET // 2 - 1024), wait=60)).release()
+    large.set_result(None)
+    await asyncio.gather(*producers)
+    assert made < 500
+
+
+async def test_where_nothing_is_written_who_fits_need_not_stand_behind_who_does_not(store):
+    held = [await store.create(bytes(BUDGET // 4)) for _ in range(3)]
+    await store.commit()
+    large = asyncio.create_task(store.create(bytes(BUDGET // 2), wait=60))
+    await settle()
+    # Whoever holds what the large one needs may need this to get on.
+    small = await asyncio.wait_for(store.create(bytes(1024)), 10)
+    assert not large.done()
+    for handle in (small, *held):
+        handle.release()
+    (await asyncio.wait_for(large, 10)).release()
+
+
 async def test_clean_victims_are_kept_ahead_so_that_reads_need_not_wait_for_writes(store, memory):
     for _ in range(200):
         (await store.create(bytes(1024), wait=5)).release()
