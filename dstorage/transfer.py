@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from dstorage.answers import write_to
 from dstorage.controller import Buffer, Controller, ReadRequest, WriteRequest
 from dstorage.errors import ControllerFull, CorruptData, Lost, StoreFull, TemporarilyUnavailable
 from dstorage.paging.memory import Memory
@@ -92,7 +93,7 @@ class Transfer:
 
     @staticmethod
     async def _write(controller: Controller, requests: list[WriteRequest]) -> list[Locator | Exception]:
-        return await controller.write(requests) if requests else []
+        return await write_to(controller, requests) if requests else []
 
     def _loaded(self, index: int) -> Controller:
         entry = self._registry[index]

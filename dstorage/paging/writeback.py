@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from dstorage.answers import write_to
 from dstorage.controller import ControllerStatus, WriteRequest
 from dstorage.errors import ControllerFull, ControllerUnavailable, DStorageError, StoreFull, TemporarilyUnavailable
 from dstorage.index import Index
@@ -45,7 +46,7 @@ class Write:
         page: The chunk.
         buffer: The contents to write; they never change.
         done: To be called once with None or what went wrong.
-        refused: Indices of the controllers that would not take it.
+        refused: Indices of the controllers that would not take it, and why.
     """
 
     __slots__ = ("buffer", "done", "page", "refused")
@@ -54,7 +55,7 @@ class Write:
         self.page = page
         self.buffer = buffer
         self.done: list[Done] = [] if done is None else [done]
-        self.refused: set[int] = set()
+        self.refused: dict[int, str] = {}
 
 
 class WriteBack:
@@ -290,11 +291,7 @@ class WriteBack:
                     await entry.throttle.take(sum(len(write.buffer) for write in batch))
                 finally:
                     self._in_flight += 1
-            answers = await controller.write([WriteRequest(write.page.id, write.buffer) for write in batch])
-            if len(answers) != len(batch):
-                raise ControllerUnavailable(
-                    f"controller {entry.name!r} gave {len(answers)} answers to {len(batch)} writes"
-                )
+            answers = await write_to(controller, [WriteRequest(write.page.id, write.buffer) for write in batch])
         except Exception as error:
             answers = [error] * len(batch)
         except asyncio.CancelledError:
@@ -307,7 +304,8 @@ class WriteBack:
             if isinstance(answer, Locator):
                 self._written(write, entry, answer)
             else:
-                write.refused.add(entry.index)
+                # Not the error itself: its traceback would hold the contents.
+                write.refused[entry.index] = str(answer)
                 if not isinstance(answer, (ControllerFull, ControllerUnavailable)):
                     asyncio.get_running_loop().call_exception_handler(
                         {"message": f"controller {entry.name!r} broke its contract in write", "exception": answer}
@@ -351,9 +349,9 @@ class WriteBack:
                 "add one, raise a capacity or delete chunks"
             )
         else:
+            told = [f"{e.name}: {write.refused[e.index]}" if e.index in write.refused else repr(e) for e in loaded]
             error = TemporarilyUnavailable(
-                f"no controller takes chunk {page.id} now ({', '.join(map(repr, loaded)) or 'none is loaded'})",
-                id=page.id,
+                f"no controller takes chunk {page.id} now ({', '.join(told) or 'none is loaded'})", id=page.id
             )
         if page.place == LAUNDRY:
             self._memory.unwashable(page)
