@@ -23,7 +23,9 @@ from dstorage.waiting import check_wait
 INLINE_PAGE_INS = 64
 """Page-ins in a row answered without suspension before other callbacks of the loop get a turn."""
 MEMORY_RETRY_S = 0.01
-"""Pause before those who wait for memory are tried again."""
+"""Pause before somebody who waits for memory is tried again ..."""
+MEMORY_RETRY_EACH_S = 0.0005
+"""... and the least for each who waits, so that the many do not keep the loop busy with asking."""
 
 
 class Resolver:
@@ -205,7 +207,7 @@ class Resolver:
         else:
             # Memory is short: that may be over with the very next release, so ask again whenever somebody does.
             error = page.error = self._memory_error(str(error))
-            self._outages.note(page, None, MEMORY_RETRY_S)
+            self._outages.note(page, None, max(MEMORY_RETRY_S, len(self._outages) * MEMORY_RETRY_EACH_S))
         if self._events.streams:
             self._events.emit("unavailable", page.id, str(error))
         waiters, page.waiters = page.waiters, None

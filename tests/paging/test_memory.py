@@ -167,6 +167,32 @@ async def test_where_nothing_is_written_who_fits_need_not_stand_behind_who_does_
     (await asyncio.wait_for(large, 10)).release()
 
 
+async def test_many_who_wait_for_memory_do_not_keep_the_loop_busy(store):
+    ids = []
+    for _ in range(400):
+        with await store.create(bytes(1024), wait=5) as handle:
+            ids.append(handle.id)
+    await store.commit()
+    held = [await store.create(bytes(BUDGET // 4)) for _ in range(2)]
+    await store.commit()
+    held += [await store.create(bytes(BUDGET // 4)) for _ in range(2)]
+    await store.commit()
+
+    async def read(id):
+        with store.handle(id) as handle:
+            return len(await handle.get(wait=60))
+
+    began = store.loop.time()
+    with store.events() as tries:
+        readers = [asyncio.create_task(read(id)) for id in ids]
+        await asyncio.sleep(0.3)
+    tried = len([event async for event in tries if event.kind == "unavailable"])
+    assert len(ids) <= tried + tries.dropped <= len(ids) + 3000 * (store.loop.time() - began)
+    for handle in held:
+        handle.release()
+    assert await asyncio.gather(*readers) == [1024] * len(ids)
+
+
 async def test_clean_victims_are_kept_ahead_so_that_reads_need_not_wait_for_writes(store, memory):
     for _ in range(200):
         (await store.create(bytes(1024), wait=5)).release()
