@@ -10,7 +10,7 @@ import contextlib
 import struct
 from typing import Self
 
-from dstorage.errors import Lost, MemoryUnavailable, TemporarilyUnavailable
+from dstorage.errors import DStorageError, Lost, MemoryUnavailable, TemporarilyUnavailable
 from dstorage.handle import Handle, Status
 from dstorage.store import Store
 
@@ -64,6 +64,11 @@ class Chunks:
             handle.resolve()
             return handle.buffer is not None
 
+    def failure(self, id: int) -> DStorageError:
+        """Why there are no contents of a chunk in memory."""
+        with self.store.table.get(id) as handle:
+            return handle.failure()
+
     def lost(self, id: int) -> bool:
         """Whether it is known that the contents are gone for ever."""
         with self.store.table.get(id) as handle:
@@ -77,17 +82,14 @@ class Chunks:
         Raises:
             NoRoom: There is none.
         """
-        if self._credit:
-            credit, self._credit = self._credit, 0
-            if size == credit:
-                return
-            self.store.contents.drop_reserved(credit)
-        if not self.store.room.try_reserve(size):
+        missing = size - self._credit
+        if missing > 0 and not self.store.room.try_reserve(missing):
             raise NoRoom(size)
+        self._credit = max(-missing, 0)
 
     def lend(self, size: int) -> None:
-        """Let the next `take`, in this step of the loop, have room that was waited for; `settle` ends it."""
-        self._credit = size
+        """Let what is taken next, in this step of the loop, have room that was reserved already; `settle` ends it."""
+        self._credit += size
 
     def settle(self) -> None:
         """Give back what was lent and not taken."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from dstorage.server.protocol import MAX_ARGUMENTS
 
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection
+    from dstorage.server.large import Upload
 
 Work = Coroutine[Any, Any, None]
 """The rest of a command that could not be done in one step."""
@@ -45,6 +46,9 @@ class Command:
         summary: One sentence.
         value_at: Position of the argument that may be long.
         uploads: That argument may also be an `Upload`.
+        reads: It needs the values of its keys, not only to know which there are.
+        prepare: For what `reads` does not tell of a command that writes: given the arguments, and the long values that keys will have by
+            then, raises Absent if chunks it needs are not in memory, and returns how much room it takes beside its arguments.
         least: Fewest arguments.
         most: Most arguments.
     """
@@ -58,6 +62,8 @@ class Command:
     summary: str
     value_at: int = 0
     uploads: bool = False
+    reads: bool = False
+    prepare: Callable[[list[Any], Mapping[bytes, Upload]], int] | None = None
     least: int = field(init=False)
     most: int = field(init=False)
 

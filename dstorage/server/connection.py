@@ -8,6 +8,7 @@ not read its replies is not read from either. So what a connection holds is boun
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +22,7 @@ from dstorage.server.replies import NIL, error
 
 if TYPE_CHECKING:
     from dstorage.server.server import Server
+    from dstorage.server.transactions import Transaction
 
 OUTPUT_BYTES = 2**20
 """Replies that wait for a client before it is not served any more until it reads."""
@@ -50,13 +52,20 @@ class Connection(asyncio.BufferedProtocol):
         out: Parts of replies not yet handed to the socket.
         bulky: Bytes of the long ones among them; if there are any, they are not copied together.
         table: The commands it may use, by name in lower and upper case.
+        copy_below: Values shorter than this are copied into one buffer with others; longer ones are handed to the socket as they are.
+        transaction: What it has begun with WATCH or MULTI.
         closing: Nothing more is to be done for it.
         last: Second in which it was last heard of.
     """
 
+    COPY_BELOW = 16 * 1024
+    """What `copy_below` is outside of transactions."""
+
     def __init__(self, server: Server) -> None:
         self.server = server
         self.id = 0
+        self.copy_below = self.COPY_BELOW
+        self.transaction: Transaction | None = None
         self.name = b""
         self.library: dict[bytes, bytes] = {}
         self.version = 2
@@ -95,8 +104,8 @@ class Connection(asyncio.BufferedProtocol):
         self.closing = True
         self._queue.clear()
         self.server.left(self)
-        self.server.buffered -= self._buffered
-        self._buffered = 0
+        self.server.transactions.end(self)
+        self.discharge(self._buffered)
         self.resume_writing()
         for upload in self._uploads:
             self.server.spawn(upload.abort())
@@ -173,16 +182,31 @@ class Connection(asyncio.BufferedProtocol):
 
     def _sink(self, size: int) -> Sink:
         piece = self.server.large.piece
-        weight = _weight(size, piece)
-        if self.server.buffered + weight > self.server.limits.buffers:
-            raise ProtocolError(f"no room to receive {size} bytes now: other clients are sending")
-        self.server.buffered += weight
-        self._buffered += weight
+        try:
+            self.charge(_weight(size, piece))
+        except CommandError as error:
+            raise ProtocolError(str(error).removeprefix("ERR ")) from error
         if size <= piece:
             return MemorySink(size)
         upload = Upload(size, self.server.chunks, piece, hold=self.hold, go_on=self.go_on)
         self._uploads.add(upload)
         return upload
+
+    def charge(self, weight: int) -> None:
+        """Count memory outside of the budget, in bytes, for which this client is to blame.
+
+        Raises:
+            CommandError: All clients together would have more than there may be.
+        """
+        if self.server.buffered + weight > self.server.limits.buffers:
+            raise CommandError(f"ERR no room to receive {weight} bytes now: other clients are sending")
+        self.server.buffered += weight
+        self._buffered += weight
+
+    def discharge(self, weight: int) -> None:
+        """That memory is free again."""
+        self.server.buffered -= weight
+        self._buffered -= weight
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -356,9 +380,13 @@ class Connection(asyncio.BufferedProtocol):
         if isinstance(args, LargeCommand):
             self._forget(args)
             for arg in args:
-                if isinstance(arg, Upload):
-                    self._uploads.discard(arg)
-                    self.server.spawn(arg.abort())
+                if isinstance(arg, Upload) and not arg.kept:
+                    self.drop_upload(arg)
+
+    def drop_upload(self, upload: Upload) -> None:
+        """An upload is not needed any more: what has not become a value goes."""
+        self._uploads.discard(upload)
+        self.server.spawn(upload.abort())
 
     def _forget(self, args: LargeCommand) -> None:
         piece = self.server.large.piece
@@ -367,9 +395,7 @@ class Connection(asyncio.BufferedProtocol):
             for arg in args
             if not isinstance(arg, bytes)
         )
-        weight = min(weight, self._buffered)
-        self._buffered -= weight
-        self.server.buffered -= weight
+        self.discharge(min(weight, self._buffered))
 
     # -- replies ------------------------------------------------------------------------------------------------------
 
@@ -399,8 +425,59 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             raise ConnectionResetError("the client has gone")
 
+    def stream(self, parts: list[Any]) -> Work | None:
+        """Reply with many parts, as fast as the client reads them.
+
+        Args:
+            parts: Bytes, and works that append theirs when their turn comes.
+        """
+        size = 0
+        for part in parts:
+            if asyncio.iscoroutine(part):
+                return self._stream(parts)
+            size += len(part)
+        if size >= FLUSH_BYTES or len(parts) >= FLUSH_AT:
+            return self._stream(parts)
+        self.out += parts
+        return None
+
+    async def _stream(self, parts: list[Any]) -> None:
+        size = 0
+        parts.reverse()
+        try:
+            while parts:
+                part = parts.pop()
+                if asyncio.iscoroutine(part):
+                    await self._part(part)
+                else:
+                    self.out.append(part)
+                    size += len(part)
+                if size >= FLUSH_BYTES or len(self.out) >= FLUSH_AT:
+                    self.bulky = size if size >= len(self.out) * self.COPY_BELOW else 0
+                    size = 0
+                    self.flush()
+                    await self.drained()
+        finally:
+            # The client has gone; what was begun for it has to be ended all the same.
+            for part in parts:
+                if asyncio.iscoroutine(part):
+                    with contextlib.suppress(Exception):
+                        await part
+
+    async def _part(self, work: Work) -> None:
+        mark = len(self.out)
+        try:
+            await work
+        except ConnectionError:
+            raise
+        except Exception as failure:
+            del self.out[mark:]
+            self.refuse(failure)
+
     def refuse(self, failure: Exception) -> None:
         """Reply with an error."""
+        if self.transaction is not None:
+            self.transaction.fail()
         self.out.append(error(message(failure)))
 
     def speak(self, version: int) -> None:

@@ -47,6 +47,21 @@ AT_A_TIME = 1024
 _EPOCH = struct.Struct(">I")
 
 
+class Watch:
+    """Somebody who wants to know whether keys change.
+
+    Attributes:
+        keys: Which.
+        stale: Whether one has changed.
+    """
+
+    __slots__ = ("keys", "stale")
+
+    def __init__(self) -> None:
+        self.keys: set[bytes] = set()
+        self.stale = False
+
+
 class Keyspace:
     """The keys of one store.
 
@@ -69,6 +84,7 @@ class Keyspace:
         self.count = 0
         self.expired = 0
         self._due: list[tuple[int, bytes]] = []
+        self._watches: dict[bytes, set[Watch]] = {}
         self._cleaning: asyncio.Task[None] | None = None
         self._enter(store.get_name(ROOT + b"epoch") or 1)
 
@@ -143,6 +159,9 @@ class Keyspace:
         return handle
 
     def _remember(self, key: bytes, handle: Handle) -> None:
+        if key in self._watches:
+            # What is done to hot keys is not seen here.
+            return
         if len(self.hot) >= HOT_KEYS:
             self.hot.clear()
         self.hot[key] = handle
@@ -173,9 +192,10 @@ class Keyspace:
                 chunks.take(len(value))
                 self.store.contents.publish(handle, value)
                 self._remember(key, handle)
+            self._changed(key)
             return
         self.name(key)
-        self._check_drop(number)
+        self.reachable(number)
         chunks.take(len(value))
         self.bind(key, chunks.make(value))
 
@@ -187,7 +207,7 @@ class Keyspace:
             CommandError: It is too long.
         """
         self.name(key)
-        self._check_drop(self.find(key))
+        self.reachable(self.find(key))
 
     def removable(self, key: bytes) -> None:
         """Make sure that `remove` will not raise.
@@ -196,7 +216,7 @@ class Keyspace:
             Absent: It would.
         """
         if len(key) <= MAX_KEY_BYTES:
-            self._check_drop(self.store.get_name(self.name(key)) or 0)
+            self.reachable(self.store.get_name(self.name(key)) or 0)
 
     def bind(self, key: bytes, number: int) -> None:
         """Let a key stand for another number; its former value is deleted, its expiry stays.
@@ -205,8 +225,9 @@ class Keyspace:
             Absent: Nothing was done.
         """
         former = self.find(key)
-        self._check_drop(former)
+        self.reachable(former)
         self.store.set_name(self.name(key), number)
+        self._changed(key)
         self.hot.pop(key, None)
         if former:
             self._drop(former)
@@ -216,6 +237,7 @@ class Keyspace:
     def rebind(self, key: bytes, former: int, number: int) -> None:
         """As `bind`, where the new manifest `number` was made from the one in chunk `former` by `LargeValues.splice`."""
         self.store.set_name(self.name(key), number)
+        self._changed(key)
         self.chunks.delete(former & ~LARGE_VALUE)
 
     def remove(self, key: bytes) -> bool:
@@ -230,17 +252,22 @@ class Keyspace:
         number = self.store.get_name(name)
         if not number:
             return False
-        self._check_drop(number)
+        self.reachable(number)
         moment = self.expires.get(key)
         self.store.set_name(name, None)
+        self._changed(key)
         self.hot.pop(key, None)
         self.set_expiry(key, None)
         self.count -= 1
         self._drop(number)
         return moment is None or moment > now()
 
-    def _check_drop(self, number: int) -> None:
-        """Raise Absent if `_drop` would."""
+    def reachable(self, number: int) -> None:
+        """Make sure that a value can be read from its start, or dropped.
+
+        Raises:
+            Absent: Its manifest is not in memory.
+        """
         id = number & ~LARGE_VALUE
         if number & LARGE_VALUE and not self.chunks.lost(id):
             self.chunks.resident(id)
@@ -257,14 +284,39 @@ class Keyspace:
         """Let a key that exists expire at `moment` (milliseconds since 1970), or never (None)."""
         if moment is None:
             if self.expires.pop(key, None) is not None:
+                self._changed(key)
                 self.store.set_name(self._expiries + key, None)
             return
+        self._changed(key)
         self.expires[key] = moment
         self.store.set_name(self._expiries + key, moment)
         heapq.heappush(self._due, (moment, key))
         if len(self._due) > 2 * len(self.expires) + AT_A_TIME:
             self._due = [(moment, key) for key, moment in self.expires.items()]
             heapq.heapify(self._due)
+
+    # -- watching -----------------------------------------------------------------------------------------------------
+
+    def watch(self, key: bytes, watch: Watch) -> None:
+        """Tell `watch` when a key comes, goes, or gets another value or expiry."""
+        watch.keys.add(key)
+        self._watches.setdefault(key, set()).add(watch)
+        self.hot.pop(key, None)
+
+    def unwatch(self, watch: Watch) -> None:
+        """Tell it nothing more."""
+        for key in watch.keys:
+            watches = self._watches[key]
+            watches.discard(watch)
+            if not watches:
+                del self._watches[key]
+        watch.keys.clear()
+
+    def _changed(self, key: bytes) -> None:
+        for watch in self._watches.get(key, ()):
+            watch.stale = True
+
+    # -- expiry in the background -------------------------------------------------------------------------------------
 
     async def expire_due(self) -> None:
         """Remove the keys whose time has come."""
@@ -292,6 +344,9 @@ class Keyspace:
 
     def clear(self) -> asyncio.Task[None]:
         """Remove all keys, at once; what they held is deleted by the task returned."""
+        for key in self._watches:
+            if len(key) <= MAX_KEY_BYTES and self.store.get_name(self.name(key)):
+                self._changed(key)
         self._enter(self._epoch + 1)
         self.store.set_name(ROOT + b"epoch", self._epoch)
         self.hot.clear()
@@ -317,7 +372,7 @@ class Keyspace:
 
     def _forget(self, name: bytes, number: int, kind: bytes) -> None:
         if kind == b"k":
-            self._check_drop(number)
+            self.reachable(number)
             self._drop(number)
         self.store.set_name(name, None)
 

@@ -68,6 +68,7 @@ class LargeValues:
     def __init__(self, chunks: Chunks, piece: int) -> None:
         self._chunks = chunks
         self.piece = piece
+        self._open: Counter[int] = Counter()
         self._readers: Counter[int] = Counter()
         self._replaced: set[int] = set()
 
@@ -102,13 +103,28 @@ class LargeValues:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def open(self, manifest: Manifest) -> Reading:
-        """Keep a value readable as it is, whatever happens to its key, until `Reading.close`."""
-        self._readers.update(filter(None, manifest.ids))
-        return Reading(self, self._chunks, manifest)
+    def open(self, id: int) -> Reading:
+        """Keep a value readable as it is, whatever happens to its key, until `Reading.close`.
 
-    def close(self, manifest: Manifest) -> None:
+        Args:
+            id: Chunk of its manifest.
+
+        Raises:
+            Absent: The manifest is not in memory.
+        """
+        manifest = self.manifest(id)
+        self._open[id] += 1
+        if self._open[id] == 1:
+            # However many read one value, its pieces are counted once.
+            self._readers.update(filter(None, manifest.ids))
+        return Reading(self, self._chunks, id, manifest)
+
+    def close(self, id: int, manifest: Manifest) -> None:
         """One reader less (for `Reading.close`)."""
+        self._open[id] -= 1
+        if self._open[id]:
+            return
+        del self._open[id]
         for id in filter(None, manifest.ids):
             self._readers[id] -= 1
             if not self._readers[id]:
@@ -179,14 +195,15 @@ class LargeValues:
 class Reading:
     """Somebody reads a long value (see `LargeValues.open`)."""
 
-    def __init__(self, values: LargeValues, chunks: Chunks, manifest: Manifest) -> None:
+    def __init__(self, values: LargeValues, chunks: Chunks, id: int, manifest: Manifest) -> None:
         self.manifest = manifest
+        self._id = id
         self._values = values
         self._chunks = chunks
 
     def close(self) -> None:
         """What was replaced meanwhile can go."""
-        self._values.close(self.manifest)
+        self._values.close(self._id, self.manifest)
 
     async def parts(self, start: int, stop: int) -> AsyncIterator[memoryview]:
         """The bytes from `start` to `stop` (exclusive), each part valid until the next is asked for.
@@ -224,12 +241,16 @@ class Upload:
         piece: Length of a piece.
         hold: Called when nothing more should be read for now.
         go_on: Called when reading may go on.
+
+    Attributes:
+        kept: Whether a transaction has taken it over, and will see to its end.
     """
 
     def __init__(
         self, size: int, chunks: Chunks, piece: int, *, hold: Callable[[], None], go_on: Callable[[], None]
     ) -> None:
         self.size = size
+        self.kept = False
         self.ids: list[int] = []
         self._chunks = chunks
         self._piece = piece

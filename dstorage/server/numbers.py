@@ -29,7 +29,7 @@ class Numbers:
         """All of them."""
 
         def make(name: str, run: Any, arity: int, summary: str) -> Command:
-            return Command(name, run, arity, "write denyoom fast", (1, 1, 1), "string", summary)
+            return Command(name, run, arity, "write denyoom fast", (1, 1, 1), "string", summary, reads=True)
 
         return [
             make("incr", self._incr, 2, "Add one to a number"),

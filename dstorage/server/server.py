@@ -28,6 +28,7 @@ from dstorage.server.large import LargeValues
 from dstorage.server.numbers import Numbers
 from dstorage.server.sessions import BEFORE_PASSWORD, Sessions, digest
 from dstorage.server.strings import Strings
+from dstorage.server.transactions import Transactions
 from dstorage.store import Store
 
 RECEIVE_BYTES = 256 * 1024
@@ -90,9 +91,18 @@ class Server:
         self.large = LargeValues(self.chunks, piece)
         self.keyspace = Keyspace(self.chunks, self.large)
         self.table: dict[bytes, Command] = {}
-        for group in (Strings(self.keyspace), Numbers(self.keyspace), Keys(self.keyspace), Sessions(self), Admin(self)):
+        self.transactions = Transactions(self.keyspace)
+        for group in (
+            Strings(self.keyspace),
+            Numbers(self.keyspace),
+            Keys(self.keyspace),
+            self.transactions,
+            Sessions(self),
+            Admin(self),
+        ):
             for command in group.commands():
                 self.table[command.name.encode()] = self.table[command.name.upper().encode()] = command
+        self.queueing = {name: self.transactions.queueing(command) for name, command in self.table.items()}
         self.before_password = {
             name: command for name, command in self.table.items() if command.name in BEFORE_PASSWORD
         }

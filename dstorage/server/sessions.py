@@ -69,6 +69,7 @@ class Sessions:
         link.closing = True
 
     def _reset(self, link: Connection, args: list[Any]) -> None:
+        self._server.transactions.end(link)
         link.speak(2)
         link.name = b""
         if self._server.password is not None:

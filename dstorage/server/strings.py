@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dstorage.errors import DStorageError
 from dstorage.server.chunks import Absent
 from dstorage.server.command import TOO_LONG, Command, CommandError, Work, to_integer
 from dstorage.server.expiry import MILLISECONDS, SECONDS, Expiry, to_moment
@@ -16,9 +15,6 @@ from dstorage.server.replies import CRLF, OK, bulk, integer
 
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection
-
-LARGE_REPLY = 16 * 1024
-"""Values from this length on are handed to the socket as they are, instead of being copied into one buffer with others."""
 
 Value = bytes | bytearray | Upload
 
@@ -46,23 +42,35 @@ class Strings:
         def make(name: str, run: Any, arity: int, flags: str, summary: str, **more: Any) -> Command:
             return Command(name, run, arity, flags, more.pop("keys", one), "string", summary, **more)
 
+        old = {"reads": True}
         return [
-            make("get", self._get, 2, read, "Get the value of a key"),
-            make("getrange", self._getrange, 4, "readonly", "Get a part of a value"),
-            make("substr", self._getrange, 4, "readonly", "Get a part of a value"),
+            make("get", self._get, 2, read, "Get the value of a key", **old),
+            make("getrange", self._getrange, 4, "readonly", "Get a part of a value", **old),
+            make("substr", self._getrange, 4, "readonly", "Get a part of a value", **old),
             make("strlen", self._strlen, 2, read, "Get the length of a value"),
-            make("mget", self._mget, -2, read, "Get the values of several keys", keys=(1, -1, 1)),
-            make("getdel", self._getdel, 2, "write fast", "Get a value and delete its key"),
-            make("getex", self._getex, -2, "write fast", "Get a value and change when its key expires"),
-            make("getset", self._getset, 3, write, "Set a value and get the old one", value_at=2, uploads=True),
-            make("set", self._set, -3, write, "Set the value of a key", value_at=2, uploads=True),
+            make("mget", self._mget, -2, read, "Get the values of several keys", keys=(1, -1, 1), **old),
+            make("getdel", self._getdel, 2, "write fast", "Get a value and delete its key", **old),
+            make("getex", self._getex, -2, "write fast", "Get a value and change when its key expires", **old),
+            make("getset", self._getset, 3, write, "Set a value and get the old one", value_at=2, uploads=True, **old),
+            make("set", self._set, -3, write, "Set the value of a key", value_at=2, uploads=True, **old),
             make("setnx", self._setnx, 3, write, "Set a value if the key does not exist", value_at=2, uploads=True),
             make("setex", self._setex, 4, write, "Set a value that expires", value_at=3, uploads=True),
             make("psetex", self._psetex, 4, write, "Set a value that expires", value_at=3, uploads=True),
             make("mset", self._mset, -3, write, "Set several values", keys=(1, -1, 2)),
             make("msetnx", self._msetnx, -3, write, "Set several values if no key exists", keys=(1, -1, 2)),
-            make("append", self._append, 3, write, "Append to a value", value_at=2),
-            make("setrange", self._setrange, 4, write, "Overwrite a part of a value", value_at=3),
+            make(
+                "append", self._append, 3, write, "Append to a value", value_at=2, prepare=self._prepare_append, **old
+            ),
+            make(
+                "setrange",
+                self._setrange,
+                4,
+                write,
+                "Overwrite a part of a value",
+                value_at=3,
+                prepare=self._prepare_setrange,
+                **old,
+            ),
         ]
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -73,7 +81,7 @@ class Strings:
         if handle is not None and (buffer := handle.buffer) is not None:
             moment = self._expires.get(key)
             size = len(buffer)
-            if size < LARGE_REPLY and (moment is None or moment > now()):
+            if size < link.copy_below and (moment is None or moment > now()):
                 handle.hot = True
                 link.out.append(b"$%d\r\n%b\r\n" % (size, buffer))  # type: ignore[str-format]  # any buffer will do
                 return None
@@ -89,7 +97,7 @@ class Strings:
         if found is None:
             return None
         if isinstance(found, int):
-            return self._large.open(self._large.manifest(found & ~LARGE_VALUE))
+            return self._large.open(found & ~LARGE_VALUE)
         return found.buffer
 
     def _answer(self, link: Connection, value: bytes | bytearray | Reading | None) -> Work | None:
@@ -118,7 +126,8 @@ class Strings:
         if start > end or not size:
             link.out.append(b"$0\r\n\r\n")
         elif manifest is not None:
-            return _send(link, self._large.open(manifest), start, end + 1)
+            assert isinstance(found, int)
+            return _send(link, self._large.open(found & ~LARGE_VALUE), start, end + 1)
         else:
             assert found is not None
             assert not isinstance(found, int)
@@ -137,27 +146,23 @@ class Strings:
         return info.size if info is not None else 0
 
     def _mget(self, link: Connection, args: list[Any]) -> Work | None:
-        link.out.append(b"*%d\r\n" % (len(args) - 1))
+        out, mark = link.out, len(link.out)
+        parts: list[Any] = [b"*%d\r\n" % (len(args) - 1)]
         for position in range(1, len(args)):
             try:
                 later = self._reply(link, args[position])
             except Absent:
-                return self._mget_rest(link, args[position:], None)
+                # Values that have to come to memory first: each is taken when its turn comes.
+                parts += [self._mget_one(link, key) for key in args[position:]]
+                break
+            parts += out[mark:]
+            del out[mark:]
             if later is not None:
-                return self._mget_rest(link, args[position + 1 :], later)
-        return None
+                parts.append(later)
+        return link.stream(parts)
 
-    async def _mget_rest(self, link: Connection, keys: list[bytes], first: Work | None) -> None:
-        """Values that have to come to memory first; each is taken when its turn comes."""
-        if first is not None:
-            await first
-        for key in keys:
-            try:
-                await link.patiently(lambda key=key: self._reply(link, key))  # type: ignore[misc]
-            except DStorageError as error:
-                link.refuse(error)
-            link.flush()
-            await link.drained()
+    async def _mget_one(self, link: Connection, key: bytes) -> None:
+        await link.patiently(lambda: self._reply(link, key))
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -308,6 +313,37 @@ class Strings:
         number = self._keyspace.find(key)
         link.out.append(integer(self._splice(key, number, offset, data) if data else self.length(number)))
 
+    def _prepare_append(self, args: list[Any], uploads: Mapping[bytes, Upload]) -> int:
+        return self._prepare_splice(args[1], None, len(args[2]), uploads)
+
+    def _prepare_setrange(self, args: list[Any], uploads: Mapping[bytes, Upload]) -> int:
+        try:
+            return self._prepare_splice(args[1], to_integer(args[2]), len(args[3]), uploads)
+        except CommandError:
+            return 0
+
+    def _prepare_splice(self, key: bytes, offset: int | None, length: int, uploads: Mapping[bytes, Upload]) -> int:
+        """See `Command.prepare`."""
+        piece = self._large.piece
+        ids: Sequence[int] = ()
+        if (upload := uploads.get(key)) is not None:
+            size, ids = upload.size, upload.ids
+        elif (number := self._keyspace.find(key)) & LARGE_VALUE:
+            manifest = self._large.manifest(number & ~LARGE_VALUE)
+            size, ids = manifest.size, manifest.ids
+        else:
+            size = self.length(number)
+        start = size if offset is None else offset
+        end = start + length
+        if not 0 <= start < end <= MAX_BULK:
+            return 0
+        for id in ids[start // piece : (end - 1) // piece + 1]:
+            if id:
+                self._chunks.resident(id)
+        # At most two pieces are changed; one more where a plain value becomes a long one; and the manifest.
+        size = max(size, end)
+        return size if size <= piece and not ids else 3 * piece + 8 * (size // piece + 4)
+
     def _splice(self, key: bytes, number: int, offset: int, data: bytes | bytearray) -> int:
         """Write `data` into a value, there or not; returns the new length."""
         self._keyspace.replaceable(key)
@@ -333,7 +369,7 @@ class Strings:
 
 
 def _put_out(link: Connection, value: bytes | bytearray | memoryview) -> None:
-    if len(value) < LARGE_REPLY:
+    if len(value) < link.copy_below:
         link.out.append(bulk(value))
     else:
         link.out += (b"$%d\r\n" % len(value), value, CRLF)
