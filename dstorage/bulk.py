@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
 from dstorage.errors import InvalidArgumentError, TooManyHandles
@@ -168,26 +168,29 @@ class Bulk:
             raise
         return handles
 
-    async def first(self, ids: Sequence[int], n: int | None = None, timeout: float | None = None) -> list[Handle]:
+    async def first(self, ids: Iterable[int], n: int | None = None, timeout: float | None = None) -> list[Handle]:
         """Wait until `n` of the chunks are resolved, or `timeout` seconds have passed.
 
         Args:
-            ids: The chunks.
+            ids: The chunks; one that is given twice counts once.
             n: How many are enough; all by default.
-            timeout: Seconds, or None for no limit.
+            timeout: Seconds, for as long as which what is temporarily unavailable is tried again; None: each chunk has one try,
+                however long that takes.
 
         Returns:
             Handles of the first at most `n` that were resolved, in the order they came, each with a reference that is
-            the caller's to release. The others go on arriving in memory as room allows.
+            the caller's to release. Fewer when the time is over, or when the others are lost, deleted or, without a `timeout`,
+            unavailable. What has not come goes on arriving in memory as room allows.
 
         Raises:
-            InvalidArgumentError: `n` is not in 0 .. len(ids).
+            InvalidArgumentError: `n` is not in 0 .. the number of different `ids`.
         """
         check_wait(timeout, "timeout")
-        enough = len(ids) if n is None else n
-        if not 0 <= enough <= len(ids):
-            raise InvalidArgumentError(f"n={n}: wait for 0 to {len(ids)} of {len(ids)} chunks")
-        handles = self._handles(ids)
+        wanted = dict.fromkeys(ids)
+        enough = len(wanted) if n is None else n
+        if isinstance(enough, bool) or not isinstance(enough, int) or not 0 <= enough <= len(wanted):
+            raise InvalidArgumentError(f"n={n!r}: wait for 0 to {len(wanted)} of {len(wanted)} different chunks")
+        handles = self._handles(wanted)
         came: list[Handle] = []
         done = asyncio.get_running_loop().create_future()
         left = len(handles)

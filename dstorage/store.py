@@ -299,21 +299,23 @@ class Store:
         return self._bulk.all(ids, wait=wait)
 
     def wait(
-        self, ids: Sequence[int], n: int | None = None, timeout: float | None = None
+        self, ids: Iterable[int], n: int | None = None, timeout: float | None = None
     ) -> Coroutine[Any, Any, list[Handle]]:
         """Wait until `n` of the chunks are resolved, or `timeout` seconds have passed (to be awaited).
 
         Args:
-            ids: The chunks.
+            ids: The chunks; one that is given twice counts once.
             n: How many are enough; all by default.
-            timeout: Seconds, or None for no limit.
+            timeout: Seconds, for as long as which what is temporarily unavailable is tried again; None: each chunk has one try,
+                however long that takes.
 
         Returns:
             Handles of the first at most `n` that were resolved, in the order they came, each with a reference that is
-            the caller's to release. The others go on arriving in memory as room allows.
+            the caller's to release. Fewer when the time is over, or when the others are lost, deleted or, without a `timeout`,
+            unavailable. What has not come goes on arriving in memory as room allows.
 
         Raises:
-            InvalidArgumentError: `n` is not in 0 .. len(ids).
+            InvalidArgumentError: `n` is not in 0 .. the number of different `ids`.
         """
         return self._bulk.first(ids, n, timeout)
 

@@ -913,6 +913,38 @@ async def test_wait_gives_the_first_n(store, memory):
     assert await store.wait([], 0) == []
 
 
+async def test_wait_counts_a_chunk_once_however_often_it_is_named(store):
+    first, second = await fill(store, 2)
+    for ids in ([first, first, second], iter([first, second, first]), {first, second}):
+        came = await store.wait(ids, 2)
+        assert [handle.id for handle in came] == [first, second]
+        for handle in came:
+            handle.release()
+    for n in (3, -1, 1.5, "1", True):
+        with pytest.raises(InvalidArgumentError, match="0 to 2 of 2 different chunks"):
+            await store.wait([first, first, second], n)
+    assert all(store.info(id).refs == 0 for id in (first, second))
+
+
+async def test_wait_gives_fewer_where_the_others_cannot_be_had(store, memory):
+    ids = await fill(store, 4)
+    await store.commit()
+    with store.handle(ids[0]) as handle:
+        handle.delete()
+    store.set_budget(1)
+    store.set_budget(2**20)
+    memory.set_unavailable(True)
+    assert await store.wait(ids, 2) == []
+    waiting = asyncio.create_task(store.wait([*ids, 99999], 3, timeout=60))
+    await settle()
+    memory.set_unavailable(False)
+    came = await waiting
+    assert sorted(handle.id for handle in came) == ids[1:]
+    for handle in came:
+        handle.release()
+    assert await store.wait([ids[0], 99999], timeout=60) == []
+
+
 async def test_prefetch_is_a_hint_that_never_fails(store, memory):
     ids = await fill(store, 50)
     await store.commit()
