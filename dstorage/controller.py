@@ -46,6 +46,8 @@ class ControllerStatus(enum.Enum):
     OK = "ok"
     TEMPORARILY_UNAVAILABLE = "temporarily unavailable"
     FULL = "full"
+    READ_ONLY = "read-only"
+    """It can be read, and takes nothing for another reason than room: a replica, rights that were withdrawn."""
     REMOVED = "removed"
 
 

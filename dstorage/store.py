@@ -452,7 +452,7 @@ class Store:
     def _controller_changed(self, entry: Entry) -> None:
         if self._events.streams:
             self._events.emit("controller", 0, f"{entry.name}: {entry.status.value}")
-        if entry.status in (ControllerStatus.OK, ControllerStatus.FULL, ControllerStatus.REMOVED):
+        if entry.status is not ControllerStatus.TEMPORARILY_UNAVAILABLE:
             self._outages.returned(entry.name)
         if entry.status is ControllerStatus.OK:
             self._writeback.resume()

@@ -128,7 +128,7 @@ class Tiering:
             if entry.controller is not None
             and not entry.controller.volatile
             and not entry.draining
-            and entry.status in (ControllerStatus.OK, ControllerStatus.FULL)
+            and entry.status not in (ControllerStatus.TEMPORARILY_UNAVAILABLE, ControllerStatus.REMOVED)
         ]
 
     @staticmethod

@@ -29,6 +29,14 @@ class Fault(enum.Enum):
     DOWN = "down"
 
 
+_STATUS = {
+    Fault.NONE: ControllerStatus.OK,
+    Fault.FULL: ControllerStatus.FULL,
+    Fault.WRITES: ControllerStatus.READ_ONLY,
+    Fault.DOWN: ControllerStatus.TEMPORARILY_UNAVAILABLE,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Manners:
     """How servers of one kind fail, and how they are asked again.
@@ -77,9 +85,7 @@ class Health:
     @property
     def status(self) -> ControllerStatus:
         """As the store sees it."""
-        if self._fault is Fault.NONE:
-            return ControllerStatus.OK
-        return ControllerStatus.FULL if self._fault is Fault.FULL else ControllerStatus.TEMPORARILY_UNAVAILABLE
+        return _STATUS[self._fault]
 
     def refuse(self, *, write: bool) -> ControllerError | None:
         """The error to answer with instead of asking the server, or None if it can be asked."""

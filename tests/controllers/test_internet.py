@@ -516,6 +516,15 @@ async def test_a_store_that_moved_is_no_copy(tmp_path):
         pass
 
 
+async def test_a_damaged_record_can_be_got_rid_of():
+    async with opened(MemoryStore()) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        changes = bench.controller.checkpoint(list(places.items()), [(2, Locator(1, 2, 3))])
+        assert changes == bench.controller.checkpoint(list(places.items()), [])
+        await bench.controller.discard([(2, Locator(1, 2, 3))])
+        assert await bench.get(places) == {1: payload(1, 5000)}
+
+
 @pytest.mark.parametrize("spoil", [lambda raw: raw[:-1], lambda raw: bytes(len(raw)), lambda raw: b"\xff" * len(raw)])
 async def test_hostile_state_is_refused(spoil):
     store = MemoryStore()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import obstore
 import pytest
-from dstorage_controllers.internet import InternetController, bucket
+from dstorage_controllers.internet import InternetController, bucket, cleaning, controller
 from obstore.store import MemoryStore
 from servers.certificates import Authority
 from servers.moto import MotoServer
@@ -24,6 +24,7 @@ from dstorage.testing.suite import STORE, Bench, eventually
 
 _no_leaks = settled
 OK, AWAY, FULL = ControllerStatus.OK, ControllerStatus.TEMPORARILY_UNAVAILABLE, ControllerStatus.FULL
+READ_ONLY = ControllerStatus.READ_ONLY
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +62,11 @@ class Watched(Bench):
 
 
 @contextlib.asynccontextmanager
-async def watched(server, *, port=None, **options):
+async def watched(server, *, port=None, state=None, **options):
     settings = dict(server.settings)
     if port is not None:
         settings["endpoint"] = f"http://127.0.0.1:{port}"
-    bench = Watched(InternetController(**{"timeout": 1.0, **settings, **options}), Path("unused"))
+    bench = Watched(InternetController(**{"timeout": 1.0, **settings, **options}), Path("unused"), state)
     await bench.open()
     try:
         yield bench
@@ -271,8 +272,25 @@ async def test_rights_that_are_taken_away_end_writing_and_not_reading():
         server.script = lambda method, key, query: denied if method == "PUT" else None
         answer = await one(bench, 2, payload(2, 5000))
         assert isinstance(answer, ControllerUnavailable)
-        assert bench.controller.status is AWAY
+        assert bench.controller.status is READ_ONLY
         assert await bench.get(places) == {1: payload(1, 5000)}
+        server.script = lambda method, key, query: None
+        await eventually(lambda: bench.controller.status is OK, "it does not notice that it may write again")
+
+
+async def test_who_may_only_read_reads():
+    async with ScriptedS3() as server:
+        async with watched(server) as bench:
+            places = await bench.put({1: payload(1, 5000)})
+            await bench.commit(places)
+        denied = (403, b"<Error><Code>AccessDenied</Code></Error>")
+        server.script = lambda method, key, query: denied if method != "GET" else None
+        async with contextlib.AsyncExitStack() as stack:
+            with pytest.warns(RuntimeWarning, match="can read its bucket and not write"):
+                again = await stack.enter_async_context(watched(server, state=bench.state))
+            assert again.controller.status is READ_ONLY
+            assert await again.get(places) == {1: payload(1, 5000)}
+            assert isinstance(await one(again, 2, b"x"), ControllerUnavailable)
 
 
 async def test_missing_rights_and_buckets_are_told_at_open(moto):
@@ -362,6 +380,46 @@ async def test_objects_whose_deletion_failed_are_deleted_later():
         await eventually(lambda: len(server.objects) == 1, "the object is left")
 
 
+async def test_an_object_that_is_not_to_be_deleted_is_in_nobodys_way(monkeypatch):
+    monkeypatch.setattr(cleaning, "RETRY_S", 0.01)
+    async with ScriptedS3() as server, watched(server) as bench:
+        places = {}
+        for id in range(1, 9):
+            places |= await bench.put({id: b"x"})
+        held = list(server.objects)[-1]
+        refusal = (403, b"<Error><Code>AccessDenied</Code></Error>")
+        server.script = lambda method, key, query: refusal if method == "POST" and held in server.names else None
+        await bench.controller.discard(list(places.items()))
+        await eventually(lambda: len(server.objects) == 2, "objects are left")
+        assert held in server.objects
+        server.script = lambda method, key, query: None
+        await eventually(lambda: len(server.objects) == 1, "it is not tried again")
+
+
+async def test_a_list_without_end_is_left():
+    page = (
+        b"<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken><Contents>"
+        b"<Key>p/a</Key><LastModified>2026-01-01T00:00:00Z</LastModified><ETag>x</ETag><Size>1</Size></Contents></ListBucketResult>"
+    )
+    async with ScriptedS3() as server:
+        server.script = lambda method, key, query: (200, page) if method == "GET" and "list-type" in query else None
+        async with watched(server, timeout=8.0) as bench:
+            await asyncio.wait_for(bench.controller._open.parts.cleaning.wait(30), 8)
+            asked = len(server.log)
+            await asyncio.sleep(0.05)
+            assert len(server.log) == asked
+
+
+async def test_the_probe_for_conditional_writes_does_not_hold_up_the_opening(monkeypatch):
+    monkeypatch.setattr(controller, "PROBE_S", 0.2)
+    async with ScriptedS3() as server:
+        server.script = lambda method, key, query: 60.0 if "/probe-" in key else None
+        began = time.monotonic()
+        async with watched(server, timeout=20.0) as bench:
+            assert time.monotonic() - began < 10
+            assert await bench.get(await bench.put({1: payload(1, 5000)})) == {1: payload(1, 5000)}
+
+
 async def test_a_server_that_deletes_slowly_is_asked_for_less_at_a_time():
     async with ScriptedS3() as server, watched(server, timeout=0.5) as bench:
         # One object each.
@@ -372,8 +430,8 @@ async def test_a_server_that_deletes_slowly_is_asked_for_less_at_a_time():
 
         def slow(method, key, query):
             if method == "POST":
-                most.append(server.named)
-                return 5.0 if server.named > 10 else None
+                most.append(len(server.names))
+                return 5.0 if len(server.names) > 10 else None
             return None
 
         server.script = slow

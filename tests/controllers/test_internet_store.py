@@ -168,6 +168,22 @@ async def test_the_disk_serves_and_commits_while_the_bucket_is_away(two, bucket)
     assert {id: await content(store, id) for id in far} == far
 
 
+async def test_who_may_not_write_any_more_goes_on_reading(two, bucket):
+    store, near, far = two
+    denied = (403, b"<Error><Code>AccessDenied</Code></Error>")
+    bucket.script = lambda method, key, query: denied if method != "GET" else None
+    with await store.create(b"new", controller="internet") as handle:
+        far[handle.id] = b"new"
+        with pytest.raises(dstorage.TemporarilyUnavailable, match="privileges"):
+            await store.commit()
+        forget(store)
+        assert {id: await content(store, id) for id in near | far} == near | far
+    bucket.script = lambda method, key, query: None
+    controller = store.controller("internet")
+    await eventually(lambda: controller.status is dstorage.ControllerStatus.OK, "it may write again, unnoticed")
+    await store.commit()
+
+
 async def test_who_waits_is_told_when_the_bucket_is_back(two, bucket):
     store, _, far = two
     bucket.script = lambda method, key, query: (500, b"")

@@ -20,7 +20,7 @@ class ScriptedS3:
         script: Asked before each request, with method, key and query: a (status, body) to answer with, seconds to wait before
             the right answer, or None for the right answer.
         log: (method, key) of all requests.
-        named: How many objects the last request to delete names.
+        names: The objects that the last request to delete names.
     """
 
     environment = ENVIRONMENT
@@ -29,7 +29,7 @@ class ScriptedS3:
         self.objects: dict[str, bytes] = {}
         self.script: Callable[[str, str, str], Answer | float | None] = lambda method, key, query: None
         self.log: list[tuple[str, str]] = []
-        self.named = 0
+        self.names: list[str] = []
         self.port = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,7 +64,7 @@ class ScriptedS3:
                 path, _, query = target.partition("?")
                 key = unquote(path).removeprefix("/chunks").lstrip("/")
                 self.log.append((method, key))
-                self.named = body.count(b"<Key>")
+                self.names = [name.decode() for name in re.findall(rb"<Key>(.*?)</Key>", body)]
                 told = self.script(method, key, query)
                 if isinstance(told, float):
                     await asyncio.sleep(told)
@@ -92,8 +92,8 @@ class ScriptedS3:
             self.objects[key] = body
             return 200, b"", ""
         if method == "POST":
-            for name in re.findall(rb"<Key>(.*?)</Key>", body):
-                self.objects.pop(name.decode(), None)
+            for name in self.names:
+                self.objects.pop(name, None)
             return 200, b"<DeleteResult></DeleteResult>", ""
         if not key:
             prefix = unquote(re.search("prefix=([^&]*)", query)[1])  # type: ignore[index]

@@ -178,13 +178,13 @@ class Bucket:
         self.requests += 1
         return await obstore.get_range_async(self._store, key, start=start, length=length)  # type: ignore[return-value]
 
-    async def delete(self, keys: Sequence[str]) -> None:
+    async def delete(self, keys: Sequence[str], *, patience: float | None = None) -> None:
         """Delete objects, some of which may not be there.
 
         Raises:
             FAILURES: Some may still be there.
         """
-        async with asyncio.timeout(self._timeout):
+        async with asyncio.timeout(self._timeout if patience is None else patience):
             for start in range(0, len(keys), DELETE_AT_ONCE):
                 self.requests += 1
                 some = list(keys[start : start + DELETE_AT_ONCE])
@@ -212,6 +212,7 @@ class Bucket:
             FAILURES: They cannot be listed now.
         """
         pages = obstore.list(self._store, folder, chunk_size=LIST_AT_ONCE).__aiter__()
+        first = ""
         while True:
             self.requests += 1
             try:
@@ -219,6 +220,9 @@ class Bucket:
                     page = await anext(pages)
             except StopAsyncIteration:
                 return
+            if page and page[0]["path"] == first:
+                raise GenericError("the server lists the same objects again and again")
+            first = page[0]["path"] if page else ""
             for entry in page:
                 yield entry["path"]
 

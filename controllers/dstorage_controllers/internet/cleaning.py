@@ -17,7 +17,8 @@ from dstorage_controllers.internet.bucket import DELETE_AT_ONCE, FAILURES, Bucke
 MAX_KEYS = 2**20
 """Remembered at most; what is beyond is found by the sweep of a later open."""
 RETRY_S = 2.0
-"""What could not be deleted is tried again so much later."""
+"""What could not be deleted is tried again so much later; twice that the next time, and so on."""
+LONGEST_RETRY_S = 60.0
 GATHER_S = 0.05
 """A request for one costs as much as one for a thousand."""
 
@@ -103,6 +104,7 @@ class Cleaning:
             await asyncio.wait(tasks)
 
     async def _drain(self) -> None:
+        pause = RETRY_S
         try:
             await asyncio.sleep(GATHER_S)
             while self._keys:
@@ -113,11 +115,14 @@ class Cleaning:
                 try:
                     await self._bucket.delete(keys)
                 except FAILURES:
-                    self._keys.extendleft(keys)
+                    # To the end: one that is not to be deleted (a lock, a legal hold) is not to be in the way of the others.
+                    self._keys.extend(keys)
                     # Servers that delete one after the other may need longer than the deadline for a thousand.
                     self._batch = max(1, self._batch // 4)
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(pause)
+                    pause = min(LONGEST_RETRY_S, pause * 2)
                 else:
                     self._batch = min(DELETE_AT_ONCE, self._batch * 2)
+                    pause = RETRY_S
         finally:
             self._task = None

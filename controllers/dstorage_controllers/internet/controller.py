@@ -187,7 +187,7 @@ class InternetController(Controller):
         store = connect(self.name, self.settings) if self._store is None else self._store
         bucket = Bucket(store, connections=self._connections, timeout=self._timeout, hedge=self._hedge)
         health = Health(self.name, MANNERS, self._probe, context.status_changed)
-        cleaning = Cleaning(bucket, lambda: health.status is not ControllerStatus.TEMPORARILY_UNAVAILABLE)
+        cleaning = Cleaning(bucket, lambda: health.status in (ControllerStatus.OK, ControllerStatus.FULL))
         parts = Parts(context, layout, codec, books, bucket, health, cleaning, Session(books.entries))
         writer = Writer(
             self.name,
@@ -208,9 +208,16 @@ class InternetController(Controller):
         try:
             await self._probe()
         except (PermissionDeniedError, UnauthenticatedError) as error:
-            raise ControllerError(
-                f"the bucket of controller {self.name!r} refuses: {said(error)}; check credentials and rights"
-            ) from error
+            if not mark.found:
+                raise ControllerError(
+                    f"the bucket of controller {self.name!r} refuses: {said(error)}; check credentials and rights"
+                ) from error
+            told = health.failed(error)
+            warnings.warn(
+                f"controller {self.name!r} can read its bucket and not write to it: {told}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         except NoBucket as error:
             raise ControllerError(f"controller {self.name!r} cannot use {self.settings['url']}: {error}") from error
         except FAILURES as error:
@@ -272,9 +279,10 @@ class InternetController(Controller):
     async def _refuses_to_overwrite(self, parts: Parts) -> bool:
         """Whether the server honours conditional writes: some do not know them, some overwrite without a word."""
         key = f"{parts.layout.folder}/probe-{parts.session.token.hex()}"
+        patience = min(self._timeout, PROBE_S)
         try:
-            await parts.bucket.put(key, [b"1"], create=True)
-            await parts.bucket.put(key, [b"2"], create=True)
+            for content in (b"1", b"2"):
+                await parts.bucket.put(key, [content], create=True, patience=patience)
         except Taken:
             return True
         except FAILURES:
@@ -282,7 +290,7 @@ class InternetController(Controller):
         finally:
             # If it stays, the sweep of a later open finds it.
             with suppress(*FAILURES):
-                await parts.bucket.delete([key])
+                await parts.bucket.delete([key], patience=patience)
         return False
 
     def _is_orphan(self, key: str) -> bool:
@@ -318,7 +326,7 @@ class InternetController(Controller):
         layout = parts.layout
         return parts.books.plan(
             (layout.unpack(id, locator) for id, locator in alive),
-            (layout.unpack(id, locator) for id, locator in dead),
+            layout.sensible(dead),
             parts.session.token,
         )
 

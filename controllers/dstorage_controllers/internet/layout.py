@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
@@ -114,6 +115,12 @@ class Layout:
         if not sane or self._check(id, size, b, high) != c & 0x3FFF or size > MAX_CHUNK_BYTES:
             raise CorruptData("its catalog record makes no sense", id=id, controller=self._name)
         return place
+
+    def sensible(self, locators: Iterable[tuple[int, Locator]]) -> Iterator[Place]:
+        """Those that can be taken apart: a damaged record names no place that could be freed, and is to be got rid of."""
+        for id, locator in locators:
+            with suppress(CorruptData):
+                yield self.unpack(id, locator)
 
     @staticmethod
     def stored(locator: Locator) -> int:

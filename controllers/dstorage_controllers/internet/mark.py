@@ -40,6 +40,8 @@ class Mark:
         self._patience = patience
         self.shared = False
         """Whether others write in the folder as well."""
+        self.found = False
+        """Whether there was one: then the bucket can be read."""
 
     async def read(self, last: bytes) -> None:
         """Find out whose the folder is.
@@ -57,6 +59,7 @@ class Mark:
         except Cut:
             # Nobody leaves an empty one.
             found = b""
+        self.found = True
         try:
             version, shared, token, place = _MARK.unpack(found)
         except struct.error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dstorage.controller import Buffer, WriteRequest
-from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailable, CorruptData, InvalidArgumentError
+from dstorage.errors import ControllerError, ControllerFull, ControllerUnavailable, InvalidArgumentError
 from dstorage.record import MAX_CHUNK_BYTES, Locator
 from dstorage_controllers.internet import layout
 from dstorage_controllers.internet.books import Shape
@@ -121,12 +121,7 @@ class Writer:
 
     def discard(self, locators: Iterable[tuple[int, Locator]]) -> None:
         """Free places, and have objects deleted of which nothing is in use any more."""
-        for id, locator in locators:
-            try:
-                place = self._parts.layout.unpack(id, locator)
-            except CorruptData:
-                # Names nothing that is here.
-                continue
+        for place in self._parts.layout.sensible(locators):
             shape = self._parts.books.discard(place)
             if shape is not None:
                 self._parts.cleaning.add(self._parts.layout.keys(place.number, shape.pieces))
