@@ -117,9 +117,6 @@ class Catalog:
         exists = data.exists() and data.stat().st_size > 0
         if not exists and (read_only or not create):
             raise NotAStoreError(f"no store at {path.parent}: create it with `dstorage init` or open it for writing")
-        if not read_only:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
         if exists:
             check_whole(data)
         elif path.is_dir() and any(other.is_dir() and other != path for other in path.parent.iterdir()):
@@ -128,6 +125,9 @@ class Catalog:
                 f"the catalog {data} is empty or missing, and there are folders of controllers beside it: restore the store from a "
                 f"backup, or begin anew in another folder"
             )
+        if not read_only:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
             self._shared = _share(
                 path,
                 map_size=max(FIRST_MAP_BYTES, data.stat().st_size * 2 if exists else 0),
@@ -190,6 +190,15 @@ class Catalog:
             raw = self._txn.get(KEY.pack(id), db=self._records)
         except lmdb.Error as error:
             raise self._damaged(error) from error
+        return None if raw is None else unpack_record(raw)
+
+    def look_up(self, id: int) -> Record | None:
+        """The record of `id` as of the newest commit, for any thread; None also where only `get` can tell."""
+        try:
+            with self._shared.lock, self._env.begin() as txn:
+                raw = txn.get(KEY.pack(id), db=self._records)
+        except (lmdb.Error, struct.error):  # Closed, damaged, grown by another process; or no id at all.
+            return None
         return None if raw is None else unpack_record(raw)
 
     def _damaged(self, error: lmdb.Error) -> CorruptData:
