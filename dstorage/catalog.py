@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,8 +24,8 @@ from uuid import UUID, uuid4
 import lmdb
 
 from dstorage.errors import CorruptData, NotAStoreError, UsageError, VersionError
-from dstorage.record import KEY, MAX_ID, RECORD, Record, pack_record, unpack_record
 from dstorage.lmdb_file import check_whole
+from dstorage.record import KEY, MAX_ID, RECORD, Record, pack_record, unpack_record
 
 FORMAT_VERSION = 1
 FIRST_MAP_BYTES = 64 * 2**20
@@ -47,6 +48,8 @@ class _Shared:
         self.env = env
         self.read_only = read_only
         self.users: list[Catalog] = []
+        self.lock = threading.Lock()
+        """Held while another thread looks something up, or the map is moved or closed."""
 
 
 _shared: dict[Path, _Shared] = {}
@@ -318,7 +321,8 @@ class Catalog:
         try:
             self._txn = self._env.begin()
         except lmdb.MapResizedError:
-            self._env.set_mapsize(0)
+            with self._shared.lock:
+                self._env.set_mapsize(0)
             self._txn = self._env.begin()
         self.has_copies = self._any_copies()
 
@@ -349,7 +353,8 @@ class Catalog:
         # LMDB moves the map: no transaction of this process may be open meanwhile.
         for user in self._shared.users:
             user._txn.abort()
-        self._env.set_mapsize(size)
+        with self._shared.lock:
+            self._env.set_mapsize(size)
         for user in self._shared.users:
             user._txn = self._env.begin()
 
@@ -419,7 +424,8 @@ class Catalog:
         self._shared.users.remove(self)
         if not self._shared.users:
             del _shared[self.path.resolve()]
-            self._env.close()
+            with self._shared.lock:
+                self._env.close()
 
     def __repr__(self) -> str:
         return f"<Catalog {str(self.path)!r}, {self.count()} records>"
