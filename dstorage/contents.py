@@ -122,11 +122,14 @@ class Contents:
         if controller is None:
             return size, None
         entry = self._store.entry_named(controller)
+        if entry.removed:
+            raise InvalidArgumentError(f"controller {controller!r} was declared removed: name another")
         if durable and entry.controller is not None and entry.controller.volatile:
             raise InvalidArgumentError(
                 f"controller {controller!r} is volatile: it takes only chunks with durable=False"
             )
-        return size, entry.index
+        # What drains takes nothing: then the chunk goes where it would go anyhow.
+        return size, None if entry.draining else entry.index
 
     def _create(
         self, data: memoryview | int, size: int, durable: bool, controller: int | None, namespace: int

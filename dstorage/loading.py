@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from dstorage.catalog import Catalog
@@ -13,6 +13,7 @@ from dstorage.controller import Controller, OpenContext
 from dstorage.errors import ControllerError, DStorageError, InvalidArgumentError
 from dstorage.record import Locator
 from dstorage.registry import Entry, Registry, load_plugin
+from dstorage.tier import TierRule
 
 
 class Loader:
@@ -57,12 +58,25 @@ class Loader:
         for controller in controllers:
             await self.register(controller)
 
-    def warn_of_unknown(self, names: Iterable[str]) -> None:
-        """Rules were given for controllers; tell which of them there is none for."""
-        if unknown := [name for name in names if self._registry.by_name(name) is None]:
+    def warn_of_unknown(self, rules: Mapping[str, TierRule]) -> None:
+        """Tell which rules are for controllers that there are not, or ask for copies where none can be."""
+        wrong = [
+            f"no controller {name!r} in this store yet"
+            for name in dict.fromkeys((*rules, *(name for rule in rules.values() for name in rule.copy_to)))
+            if self._registry.by_name(name) is None
+        ]
+        for name, rule in rules.items():
+            for target in map(self._registry.by_name, rule.copy_to):
+                if target is None:
+                    continue
+                if target.name == name:
+                    wrong.append(f"copies of what is on {name!r} cannot be on {name!r} itself")
+                elif target.removed or (target.controller is not None and target.controller.volatile):
+                    why = "was declared removed" if target.removed else "is volatile"
+                    wrong.append(f"{target.name!r} takes no copies: it {why}")
+        if wrong:
             known = ", ".join(repr(entry.name) for entry in self._registry)
-            told = f"tiers: no controller {', '.join(map(repr, unknown))} in this store yet (there are: {known})"
-            warnings.warn(told, RuntimeWarning, stacklevel=5)
+            warnings.warn(f"tiers: {'; '.join(wrong)} (there are: {known})", RuntimeWarning, stacklevel=5)
 
     async def register(self, controller: Controller) -> Entry:
         """Load a controller; see `Store.register`."""

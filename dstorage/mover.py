@@ -124,7 +124,10 @@ class Mover:
         places = await self._transfer.copy(chunks, target)
         moved = 0
         failure: Exception | None = None
-        for (id, old), place in zip(chunks, places, strict=True):
+        for (id, old), answer in zip(chunks, places, strict=True):
+            place = answer
+            if isinstance(place, (Lost, TemporarilyUnavailable)) and place.controller != target.name:
+                place = await self._copy_another(id, old, target, place)
             now = self._index.places(id)
             there = any(old[1:] == other[1:] for other in now)
             if isinstance(place, Exception):
@@ -137,6 +140,18 @@ class Mover:
         if failure is not None:
             raise failure
         return moved
+
+    async def _copy_another(self, id: int, old: Record, target: Entry, failure: Exception) -> Locator | Exception:
+        """Write to `target` what cannot be read from one place, from the chunk's others; returns `failure` if that fails, too."""
+        for place in self._index.places(id):
+            if place[1:] != old[1:] and place.controller != target.index:
+                try:
+                    (found,) = await self._transfer.copy([(id, place)], target)
+                except DStorageError:
+                    continue
+                if isinstance(found, Locator):
+                    return found
+        return failure
 
     def _settle(self, id: int, old: Record, new: Record, target: Entry) -> None:
         """Let `new` take the place of `old`; copies stay that the rule of the record's controller asks for."""

@@ -85,7 +85,8 @@ class Entry:
         return self.controller.status
 
     def __repr__(self) -> str:
-        return f"<Entry {self.index} {self.name!r} ({self.kind}), {self.status.value}>"
+        draining = ", draining" if self.draining else ""
+        return f"<Entry {self.index} {self.name!r} ({self.kind}), {self.status.value}{draining}>"
 
 
 class Registry:

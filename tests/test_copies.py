@@ -292,6 +292,72 @@ async def test_draining_drops_copies_and_what_is_pinned_goes_elsewhere(pair):
         assert not pair.media["near"].cells
 
 
+@asynccontextmanager
+async def of_three(path, **rules):
+    """A store of three controllers, and they."""
+    ranks = {"near": 60, "mid": 40, "far": 20}
+    controllers = {name: MemoryController(name, rank=rank) for name, rank in ranks.items()}
+    async with dstorage.open(
+        path / "store",
+        budget=2**20,
+        controllers=list(controllers.values()),
+        commit_interval=None,
+        pressure=None,
+        tiering=False,
+        tiers=rules,
+    ) as store:
+        yield store, *controllers.values()
+
+
+async def test_the_fastest_that_answers_is_read_wherever_the_chunk_lives(tmp_path):
+    async with of_three(tmp_path, far=TierRule(copy_to=("mid", "near"))) as (store, *controllers):
+        with await store.create(DATA, controller="far") as handle:
+            await store.commit()
+        asked = []
+        for controller in controllers:
+            evict(store)
+            for other in controllers:
+                other.reads.clear()
+            assert await read(store, handle.id) == DATA
+            asked.append([other.name for other in controllers if other.reads])
+            controller.set_unavailable(True)
+        assert asked == [["near"], ["mid"], ["far"]]
+        for controller in controllers:
+            controller.set_unavailable(False)
+
+
+async def test_draining_takes_from_a_copy_what_is_damaged(tmp_path):
+    async with of_three(tmp_path, near=TierRule(copy_to=("far",))) as (store, near, _, _):
+        ids = [await stored(store, bytes([number]) * 1000) for number in range(5)]
+        near.read_error = dstorage.CorruptData("rust")
+        assert await store.drain("near") == 5
+        assert not near.medium.cells
+        assert [await read(store, id) for id in ids] == [bytes([number]) * 1000 for number in range(5)]
+        assert {store.info(id).controller for id in ids} == {"mid"}
+
+
+async def test_what_is_asked_for_on_a_controller_that_drains_goes_elsewhere_and_a_removed_one_is_refused(tmp_path):
+    async with of_three(tmp_path) as (store, *_):
+        await store.drain("near")
+        with await store.create(DATA, controller="near") as handle:
+            await store.commit()
+            assert store.info(handle.id).controller == "mid"
+        await store.declare_removed("near")
+        with pytest.raises(InvalidArgumentError, match="declared removed"):
+            await store.create(DATA, controller="near")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("fra", "no controller 'fra'"), ("near", "itself"), ("ram", "'ram' takes no copies: it is vol")]
+)
+async def test_a_rule_that_gives_no_copies_is_told(tmp_path, name, told):
+    controllers = [MemoryController("near", rank=60), MemoryController("ram", rank=90, volatile=True)]
+    rules = {"near": TierRule(copy_to=(name,))}
+    with pytest.warns(RuntimeWarning, match=told):
+        async with dstorage.open(tmp_path / "store", budget=2**20, controllers=controllers, tiers=rules):
+            pass
+
+
 @pytest.mark.parametrize("bad", ["far", ("far", "far"), tuple("abcdefghi")])
 def test_rules_that_cannot_work_are_refused(bad):
     with pytest.raises(InvalidArgumentError, match="copy_to"):

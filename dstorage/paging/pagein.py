@@ -11,7 +11,8 @@ if the catalog still names the place that was read; otherwise the new place is r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
+import math
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from dstorage.controller import Buffer, Controller, ControllerStatus, ReadRequest
@@ -122,6 +123,9 @@ class PageIn:
         if record is None:
             self._on_failed(page, Lost("unknown id", id=page.id))
             return
+        fastest = self._registry.by_rank()
+        if len(fastest) > 1 and fastest[0].index != record.controller and (copies := self._index.copies(page.id)):
+            record = self._fastest_first((record, *copies))[0]
         self._begin_at(page, record, ahead=ahead)
 
     def _begin_at(self, page: Page, record: Record, *, ahead: bool = False) -> None:
@@ -352,13 +356,18 @@ class PageIn:
         if len(places) > 1:
             troubles = self._troubles.setdefault(page, [])
             troubles.append((record, error))
-            for place in places:
+            for place in self._fastest_first(places):
                 if not _among(place, [tried for tried, _ in troubles]):
                     self._begin_at(page, place)
                     return
         errors = [error, *(other for _, other in self._troubles.get(page, ()))]
         passing = [other for other in errors if not isinstance(other, (CorruptData, Lost))]
         self._give_up(page, (passing or errors)[0])
+
+    def _fastest_first(self, places: Sequence[Record]) -> list[Record]:
+        """Places in the order in which to try them; those on controllers that are not loaded come last."""
+        ranks = {entry.index: entry.rank for entry in self._registry.by_rank()}
+        return sorted(places, key=lambda place: ranks.get(place.controller, -math.inf), reverse=True)
 
     def _give_up(self, page: Page, error: DStorageError) -> None:
         self._troubles.pop(page, None)
