@@ -105,6 +105,8 @@ class Store:
         self._tasks: set[asyncio.Task[None]] = set()
         self._discards: set[asyncio.Task[None]] = set()
         self._trimming = False
+        self._allowed: int | None = None
+        """What memory pressure allows, None for all of the budget."""
         self._events = Events()
         self._index = Index(catalog, lambda id, record: self.discard(record.controller, [(id, record.locator)]))
         self._uses = Uses()
@@ -324,6 +326,8 @@ class Store:
     def set_budget(self, budget: int | float | str) -> None:
         """Change the budget while running; a smaller one evicts down to what references hold.
 
+        While the machine is short of memory a larger one comes into effect when the shortage is over.
+
         Args:
             budget: As for `dstorage.open`: bytes, "512M", or a share of RAM.
 
@@ -332,11 +336,14 @@ class Store:
         """
         self.check_open()
         self._memory.budget = parse_bytes(budget)
-        self._set_limit(self._memory.budget, critical=self._memory.critical)
+        allowed = self._memory.budget if self._allowed is None else min(self._memory.budget, self._allowed)
+        self._set_limit(allowed, critical=self._memory.critical)
 
     def on_pressure(self, pressure: Pressure) -> None:
         """The machine's memory has changed: follow (called by the pressure monitor)."""
         limit = min(self._memory.budget, pressure.allowed_bytes)
+        short = pressure.level is not Level.NORMAL or limit < self._memory.budget
+        self._allowed = limit if short else None
         self._set_limit(limit, critical=pressure.level is Level.CRITICAL)
 
     def _set_limit(self, limit: int, *, critical: bool) -> None:
@@ -629,6 +636,7 @@ class Store:
     @property
     def memory_used(self) -> int:
         """Bytes of chunk contents in memory now; cheaper than `stats`."""
+        self._memory.sweep()
         return self._memory.used
 
     def info(self, id: int) -> ChunkInfo | None:
@@ -714,7 +722,7 @@ class Store:
         if options.tiering is not None and not options.read_only:
             self.spawn(self.tiering.run())
         if options.pressure is not None:
-            self.spawn(options.pressure.run(lambda: (self._memory.used, self._memory.budget), self.on_pressure))
+            self.spawn(options.pressure.run(lambda: (self.memory_used, self._memory.budget), self.on_pressure))
 
     async def close(self) -> None:
         """Commit, drain scratch chunks to durable controllers, and give everything back. Idempotent.

@@ -263,6 +263,37 @@ async def test_a_smaller_budget_evicts_down_to_what_references_hold(store):
     assert store.memory_used <= 10 * KIB
 
 
+@pytest.mark.parametrize("budget", [100 * KIB, 400 * KIB, 800 * KIB])
+async def test_another_budget_lifts_no_limit_that_a_shortage_has_set(store, machine, budget):
+    await fill(store, 200)
+    machine.available = 50 * KIB
+    await eventually(lambda: store.stats().limit == 150 * KIB, "a shortage")
+    store.set_budget(budget)
+    assert store.stats().limit == min(budget, 150 * KIB)
+    # Also not by way of a smaller one, which the monitor has seen meanwhile.
+    store.set_budget(10 * KIB)
+    assert store.stats().limit == 10 * KIB
+    seen = machine.samples
+    await eventually(lambda: machine.samples > seen + 2, "more samples")
+    store.set_budget(budget)
+    assert store.stats().limit <= 150 * KIB
+    machine.available = 1000 * KIB
+    await eventually(lambda: store.stats().limit == budget, "the whole budget")
+    store.set_budget(2 * budget)
+    assert store.stats().limit == 2 * budget
+
+
+async def test_what_nobody_looks_at_any_more_is_not_counted(tmp_path):
+    async with dstorage.open(tmp_path, budget=400 * KIB, pressure=None, commit_interval=None) as store:
+        with await store.create(bytes(KIB)) as handle:
+            view = handle.data
+            await handle.replace(bytes(2 * KIB))
+            assert store.memory_used == 3 * KIB
+            del view
+            assert store.memory_used == 2 * KIB
+            assert store.stats().stray == 0
+
+
 async def test_a_large_chunk_waits_for_the_end_of_a_shortage(store, machine):
     machine.available = 0
     await eventually(lambda: store.stats().limit == 25 * KIB, "a shortage")
