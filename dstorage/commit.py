@@ -25,6 +25,7 @@ import lmdb
 from dstorage.catalog import Changes
 from dstorage.copies import Copier
 from dstorage.errors import ControllerUnavailable, CorruptData, StoreFull, TemporarilyUnavailable
+from dstorage.events import Events
 from dstorage.index import Index
 from dstorage.paging.writeback import WriteBack
 from dstorage.record import Locator
@@ -49,6 +50,7 @@ class Committer:
         writer: One thread, the only one that writes to the catalog.
         spawn: Starts a task that the store owns.
         discard: Frees places after the switch.
+        events: Is told of each commit.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Committer:
         writer: ThreadPoolExecutor,
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         discard: Callable[[int, list[tuple[int, Locator]]], None],
+        events: Events,
     ) -> None:
         self._index = index
         self._writeback = writeback
@@ -71,6 +74,7 @@ class Committer:
         self._writer = writer
         self._spawn = spawn
         self._discard = discard
+        self._events = events
         self._lock = asyncio.Lock()
         self._asked = 0
         self._covered = 0
@@ -140,6 +144,8 @@ class Committer:
                 self._writeback.cut = {}
             self._covered = asked
             self.commits += 1
+            if self._events.streams:
+                self._events.emit("commit")
         for controller, places in dead.items():
             self._discard(controller, places)
 

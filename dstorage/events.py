@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
+from dstorage.errors import InvalidArgumentError
+
 Kind = Literal[
     "created",
     "resolved",
@@ -45,12 +47,16 @@ class Event:
 
 
 class EventStream:
-    """An asynchronous iterator over events from the moment it was made; use it as a context manager or `close` it."""
+    """An asynchronous iterator over events from the moment it was made; use it as a context manager or `close` it.
+
+    It ends with the store. Where several tasks read one stream, each event goes to one of them.
+    """
 
     def __init__(self, events: Events, limit: int) -> None:
         self._events = events
         self._queue: deque[Event] = deque(maxlen=limit)
-        self._arrived: asyncio.Future[None] | None = None
+        self._changed = asyncio.Event()
+        """Something has arrived, or the stream was closed."""
         self._closed = False
         self.dropped = 0
         """Events lost because the reader was too slow."""
@@ -60,8 +66,7 @@ class EventStream:
         if len(self._queue) == self._queue.maxlen:
             self.dropped += 1
         self._queue.append(event)
-        if self._arrived is not None and not self._arrived.done():
-            self._arrived.set_result(None)
+        self._changed.set()
 
     def __aiter__(self) -> Self:
         return self
@@ -70,8 +75,8 @@ class EventStream:
         while not self._queue:
             if self._closed:
                 raise StopAsyncIteration
-            self._arrived = asyncio.get_running_loop().create_future()
-            await self._arrived
+            self._changed.clear()
+            await self._changed.wait()
         return self._queue.popleft()
 
     def close(self) -> None:
@@ -79,8 +84,7 @@ class EventStream:
         self._closed = True
         if self in self._events.streams:
             self._events.streams.remove(self)
-        if self._arrived is not None and not self._arrived.done():
-            self._arrived.set_result(None)
+        self._changed.set()
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +100,13 @@ class Events:
         self.streams: list[EventStream] = []
 
     def subscribe(self, limit: int) -> EventStream:
-        """A new stream that holds at most `limit` unread events."""
+        """A new stream that holds at most `limit` unread events.
+
+        Raises:
+            InvalidArgumentError: `limit` is less than 1.
+        """
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise InvalidArgumentError(f"limit={limit!r}: give how many unread events to keep, at least 1")
         stream = EventStream(self, limit)
         self.streams.append(stream)
         return stream

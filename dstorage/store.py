@@ -158,6 +158,7 @@ class Store:
             writer=self._writer,
             spawn=self.spawn,
             discard=self.discard,
+            events=self._events,
         )
         self._drainer = Drainer(self._mover, self._index, self._registry, self._writeback, self._committer)
         self._loader = Loader(
@@ -374,8 +375,6 @@ class Store:
         self.check_writable()
         await self._committer.commit()
         self._memory.poke()
-        if self._events.streams:
-            self._events.emit("commit")
 
     async def _commit_now_and_then(self, interval: float) -> None:
         while True:
@@ -702,7 +701,14 @@ class Store:
         return self._index.get(id)
 
     def events(self, *, limit: int = 10000) -> EventStream:
-        """A stream of what happens from now on; at most `limit` unread events are kept."""
+        """A stream of what happens from now on; it ends with the store.
+
+        Args:
+            limit: Most unread events that are kept; a reader that falls behind loses the oldest, `EventStream.dropped` counts them.
+
+        Raises:
+            InvalidArgumentError: `limit` is less than 1.
+        """
         self.check_open()
         return self._events.subscribe(limit)
 
