@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +44,12 @@ async def _warm():
 
 # obstore's threads and their descriptors stay for the life of the process.
 asyncio.run(_warm())
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Directories that no test looks into are made there."""
+    monkeypatch.chdir(tmp_path)
 
 
 def layout(url: str = "", index: int = 3) -> Layout:
@@ -512,8 +519,26 @@ async def test_a_store_that_moved_is_no_copy(tmp_path):
     store = MemoryStore()
     async with opened(store, directory=tmp_path / "here") as bench:
         await bench.commit(await bench.put({1: payload(1, 5000)}))
-    async with opened(store, directory=tmp_path / "there", state=bench.state):
-        pass
+    # Sessions without a commit, on a machine with a new name each time, as in containers.
+    for name in ("first", "second", "third"):
+        (tmp_path / "here").rename(tmp_path / name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("socket.gethostname", lambda name=name: name)
+            async with opened(store, directory=tmp_path / name, state=bench.state) as again:
+                assert await again.controller.advice() == []
+        (tmp_path / name).rename(tmp_path / "here")
+
+
+async def test_a_copy_is_one_before_its_first_commit(tmp_path):
+    """A copy of the directory, while the original writes: nothing that the original has not committed yet is deleted."""
+    store = MemoryStore()
+    async with opened(store, directory=tmp_path / "here") as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        shutil.copytree(tmp_path / "here", tmp_path / "there")
+        async with contextlib.AsyncExitStack() as stack:
+            with pytest.warns(RuntimeWarning, match="a copy of this store"):
+                await stack.enter_async_context(opened(store, directory=tmp_path / "there"))
+        assert await bench.get(places) == {1: payload(1, 5000)}
 
 
 async def test_a_damaged_record_can_be_got_rid_of():

@@ -36,7 +36,8 @@ def moto(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _credentials(monkeypatch):
+def _surroundings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name, value in ScriptedS3.environment.items():
         monkeypatch.setenv(name, value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.store = MemoryStore()
+        self.directory = tempfile.TemporaryDirectory()
         self.state: dict[int, bytes] = {}
         # What a commit refers to, and what the program sees: id -> (place, data).
         self.committed: dict[int, tuple[Locator, bytes]] = {}
@@ -252,7 +254,7 @@ class Machine(RuleBasedStateMachine):
 
     def open(self):
         self.controller = InternetController(url="s3://b", store=self.store, pack_bytes=2**16, **self.options)
-        self.do(self.controller.open(OpenContext(STORE, 3, Path("unused"), dict(self.state))))
+        self.do(self.controller.open(OpenContext(STORE, 3, Path(self.directory.name), dict(self.state))))
         assert self.controller.committed_bytes() == self.controller.space().used
 
     @initialize(compress=st.booleans())
@@ -265,6 +267,7 @@ class Machine(RuleBasedStateMachine):
             self.do(self.controller.close())
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
+        self.directory.cleanup()
 
     def put(self, chunks):
         answers = self.do(self.controller.write([WriteRequest(id, data) for id, data in chunks.items()]))

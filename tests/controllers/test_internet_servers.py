@@ -87,8 +87,8 @@ async def test_a_bucket_that_is_not_there_is_not_taken_for_lost_chunks(server):
         await bucket.put("some/object", [b"x"], create=False)
 
 
-async def test_conditional_writes_are_found_to_be_honoured(server):
+async def test_conditional_writes_are_found_to_be_honoured(server, tmp_path):
     controller = InternetController(**server.settings)
-    await controller.open(OpenContext(uuid4(), 1, Path("unused")))
+    await controller.open(OpenContext(uuid4(), 1, tmp_path))
     assert controller._open.writer.create is True
     await controller.close()

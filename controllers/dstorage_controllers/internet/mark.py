@@ -1,24 +1,25 @@
 """The mark: an object that says who wrote last in the controller's folder, so that copies of a store do not clean up each other.
 
 What a crash left behind cannot be told from what another copy of the same store, on this machine or another, goes on using. So
-each session that may write leaves its token and the place of its store in the mark, and the token goes into the private
-state with the first commit. Who then finds a mark that is neither of its last commit nor of its own place shares the folder:
-from then on nobody cleans up there, until somebody deletes the mark.
+each session that may write leaves its token in the store's directory, then in the mark, and the token goes into the private
+state with the first commit. Who then finds a mark that is neither of its last commit nor of its own directory shares the
+folder: from then on nobody cleans up there, until somebody deletes the mark. A directory that was copied is known by the
+number that its file system gave it; one that was moved, or is looked at from another host, is not taken for a copy.
 """
 
 from __future__ import annotations
 
-import hashlib
-import socket
+import asyncio
+import os
 import struct
 from pathlib import Path
 
 from dstorage_controllers.internet.books import TOKEN_BYTES
 from dstorage_controllers.internet.bucket import Bucket, Cut, Gone
 
-PLACE_BYTES = 16
-_MARK = struct.Struct(f"<B?{TOKEN_BYTES}s{PLACE_BYTES}s")
+_MARK = struct.Struct(f"<B?{TOKEN_BYTES}s")
 _VERSION = 1
+_OWN = struct.Struct(f"<Q{TOKEN_BYTES}s")
 
 
 class Mark:
@@ -36,8 +37,9 @@ class Mark:
         self.key = f"{folder}/writer"
         self._bucket = bucket
         self._token = token
-        self._place = _place(directory)
+        self._own = directory / "session"
         self._patience = patience
+        self._noted = False
         self.shared = False
         """Whether others write in the folder as well."""
         self.found = False
@@ -61,28 +63,41 @@ class Mark:
             found = b""
         self.found = True
         try:
-            version, shared, token, place = _MARK.unpack(found)
+            version, shared, token = _MARK.unpack(found)
         except struct.error:
             self.shared = True
             return
         if token != self._token:
-            self.shared = shared or version != _VERSION or (token != last and place != self._place)
+            own = token == last or token == await asyncio.to_thread(self._session_before)
+            self.shared = shared or version != _VERSION or not own
 
     async def write(self) -> None:
         """Say that this session writes here.
 
         Raises:
-            FAILURES: The bucket takes no writes now.
+            FAILURES: The bucket, or the store's directory, takes no writes now.
         """
-        data = _MARK.pack(_VERSION, self.shared, self._token, self._place)
+        if not self._noted:
+            await asyncio.to_thread(self._note)
+            self._noted = True
+        data = _MARK.pack(_VERSION, self.shared, self._token)
         await self._bucket.put(self.key, [data], create=False, patience=self._patience)
 
+    def _session_before(self) -> bytes:
+        """Token of the last session that wrote from this directory; nothing in a copy of it."""
+        try:
+            with self._own.open("rb") as file:
+                number, token = _OWN.unpack(file.read(_OWN.size))
+        except (OSError, struct.error):
+            return b""
+        return token if number == self._own.parent.stat().st_ino else b""
 
-def _place(directory: Path) -> bytes:
-    """Tells this store's directory from a copy of it."""
-    directory = directory.absolute()
-    found = directory
-    while not found.exists() and found != found.parent:
-        found = found.parent
-    told = f"{socket.gethostname()}\0{directory}\0{found.stat().st_ino if found.exists() else 0}"
-    return hashlib.blake2b(told.encode(errors="surrogateescape"), digest_size=PLACE_BYTES).digest()
+    def _note(self) -> None:
+        directory = self._own.parent
+        directory.mkdir(parents=True, exist_ok=True)
+        new = self._own.with_suffix(".new")
+        with new.open("wb") as file:
+            file.write(_OWN.pack(directory.stat().st_ino, self._token))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self._own)
