@@ -7,6 +7,7 @@ from dstorage_controllers.lan import LanController
 from dstorage_controllers.lan.layout import Layout
 from redis.crc import key_slot
 from servers.redis_server import RedisCluster, RedisServer
+from servers.scripted import ScriptedServer
 
 from dstorage.controller import ControllerStatus
 from dstorage.errors import ControllerUnavailable
@@ -178,3 +179,28 @@ async def test_a_single_server_asked_as_a_cluster_is_told_in_words(tmp_path):
         await bench.open()
     await bench.controller.close()
     server.kill()
+
+
+@pytest.mark.parametrize(
+    ("slots", "told"),
+    [
+        (b"*0\r\n", "no slot is served"),
+        (b"*1\r\n*3\r\n:0\r\n:16384\r\n*2\r\n$1\r\na\r\n:1\r\n", "slots 0 to 16384"),
+        (b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:99999\r\n", "port"),
+        (b"*1\r\n*3\r\n:0\r\n:16383\r\n:7\r\n", "makes no sense"),
+        (b"*100000\r\n" + b"*3\r\n:0\r\n:16383\r\n*2\r\n$1\r\na\r\n:1\r\n" * 100_000, "named twice"),
+    ],
+    ids=["empty", "beyond", "port", "number", "twice"],
+)
+async def test_a_table_of_slots_that_makes_no_sense_is_a_failure_that_passes(tmp_path, slots, told):
+    async with ScriptedServer(lambda command: slots if command[0] == b"CLUSTER" else b"+OK\r\n") as server:
+        controller = LanController(url=server.url, cluster=True, timeout=3.0)
+        bench = Bench(controller, tmp_path)
+        with pytest.warns(RuntimeWarning, match=told):
+            await bench.open()
+        assert controller.status is ControllerStatus.TEMPORARILY_UNAVAILABLE
+        port = int(server.url.rpartition(":")[2])
+        slots = b"*1\r\n*3\r\n:0\r\n:16383\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % port
+        server.answer = lambda command: {b"CLUSTER": slots, b"GET": b"$-1\r\n"}.get(command[0], b"+OK\r\n")
+        await eventually(lambda: controller.status is ControllerStatus.OK, "it is used when it makes sense")
+        await controller.close()

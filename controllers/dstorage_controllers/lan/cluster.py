@@ -173,9 +173,13 @@ class ClusterLink(Link):
 
     async def _take(self, asked: Node, reply: Reply) -> None:
         slots: list[Node | None] = [None] * REDIS_CLUSTER_HASH_SLOTS
+        named = 0
         for first, last, master, *_ in reply:
             if not 0 <= first <= last < REDIS_CLUSTER_HASH_SLOTS:
                 raise ValueError(f"slots {first} to {last}")
+            named += last - first + 1
+            if named > REDIS_CLUSTER_HASH_SLOTS:
+                raise ValueError("some slots are named twice")
             # Nodes that do not know their own name leave it out: the one that was asked is meant.
             host = (master[0] or b"").decode() or asked[0]
             slots[first : last + 1] = [(host, int(master[1]))] * (last - first + 1)
