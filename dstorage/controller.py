@@ -12,7 +12,7 @@ The contract in short:
   one request met. A failure of one must not fail the others. The methods raise only for what befalls the whole batch.
 * **Errors.** `ControllerUnavailable`: may pass, ask again. `ControllerFull` (write only). `Lost`: gone for ever.
   `CorruptData`: the bytes fail their check. Anything else is a bug of the plug-in and treated as unavailable.
-* **The loop.** All methods are called on the store's event loop and must not block it for longer than a page-cached
+* **The loop.** All methods but `read_in_thread` are called on the store's event loop and must not block it for longer than a page-cached
   read. The store calls `read`, `write` and `discard` concurrently; never `open`/`close` beside anything else.
 * **Private state.** A controller that needs a little persistent state of its own (a disk: live bytes per segment)
   returns changes from `checkpoint`; the store saves them in the same transaction that switches the records, and hands
@@ -156,6 +156,13 @@ class Controller(ABC):
         Raises:
             CorruptData: The bytes fail their check.
             Lost: They are known to be gone.
+        """
+        return None
+
+    def read_in_thread(self, id: int, locator: Locator) -> bytes | None:
+        """`read_nowait` for the program's own threads: called in any of them, at the same time as anything else, `close` included.
+
+        None wherever that is not to be had or anything is doubtful; then the loop is asked. Raises nothing.
         """
         return None
 

@@ -26,7 +26,7 @@ NAMES_AT_FIRST = 1024
 class Index:
     """The current places of every chunk; see the module's docstring.
 
-    All methods are for the store's event loop and none of them waits.
+    All methods but `look_up` are for the store's event loop and none of them waits.
 
     Args:
         catalog: The last commit.
@@ -54,6 +54,19 @@ class Index:
             if id in layer:
                 return layer[id]
         return self.catalog.get(id)
+
+    def look_up(self, id: int) -> Record | None:
+        """`get` for any thread: a record that was the current one at some moment of this call.
+
+        None for an id that has no record, and if the layers were exchanged in the midst of looking through them.
+        """
+        current, frozen = self.current, self.frozen
+        # In this order: what goes from one layer to another is in the one that is looked at later, before it leaves the other.
+        for layer in (current, self.scratch, frozen):
+            if id in layer:
+                return layer.get(id)
+        record = self.catalog.look_up(id)
+        return record if self.current is current and self.frozen is frozen else None
 
     def copies(self, id: int) -> Copies:
         """Further places of the same bytes."""
@@ -128,7 +141,6 @@ class Index:
     def thaw(self) -> None:
         """The commit failed: what it held is current again, except where something newer is."""
         frozen, copies = self.frozen, self.frozen_copies
-        self.frozen, self.frozen_copies = {}, {}
         for id, record in frozen.items():
             if id not in self.current:
                 self.current[id] = record
@@ -138,7 +150,8 @@ class Index:
                 newer = (self.current[id], *self._current_copies.get(id, ()))
                 self._free_but(id, [record, *copies.get(id, ())], newer)
         self.names = self.frozen_names | self.names
-        self.frozen_names = {}
+        # Only now, for `look_up`.
+        self.frozen, self.frozen_copies, self.frozen_names = {}, {}, {}
         self.committing = False
 
     def committed(self) -> None:

@@ -57,6 +57,7 @@ from dstorage.record import MAX_ID, Locator, Record
 from dstorage.registry import Entry, Registry
 from dstorage.resolver import Resolver
 from dstorage.room import Room
+from dstorage.shortcut import Shortcut
 from dstorage.table import HandleTable
 from dstorage.tier import TierRule
 from dstorage.tiering import Tiering, TieringRules
@@ -146,6 +147,15 @@ class Store:
         self._handles = self.table.handles
         self.room = Room(self._memory, self._writeback, self.table)
         transfer = Transfer(self._memory, self.room, self._registry)
+        self.shortcut = Shortcut(
+            self._handles,
+            self._index,
+            self._registry,
+            self._memory,
+            self._uses,
+            # The loop does not see what another process writes before it looks anew.
+            open=not options.read_only,
+        )
         self._mover = Mover(transfer, self._index, self._registry, discard=self.discard, events=self._events)
         self._copier = Copier(transfer, self._index, self._registry, discard=self.discard, events=self._events)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="dstorage-catalog")
@@ -618,8 +628,8 @@ class Store:
             stray=memory.stray_bytes,
             handles=len(self.table.handles),
             chunks=self._catalog.count(),
-            page_ins=self._pagein.chunks_read,
-            bytes_read=self._pagein.bytes_read,
+            page_ins=self._pagein.chunks_read + self.shortcut.chunks_read,
+            bytes_read=self._pagein.bytes_read + self.shortcut.bytes_read,
             write_backs=self._writeback.chunks_written,
             bytes_written=self._writeback.bytes_written,
             evictions=memory.evictions,
@@ -762,6 +772,7 @@ class Store:
             failure = error
         held = [handle for handle in self.table.handles.values() if handle.refs]
         self._closed = "the store is closed"
+        self.shortcut.open = False
         self._writeback.stop()
         self._events.close()
         for task in list(self._tasks):
@@ -874,6 +885,7 @@ class Store:
 
     def _forked(self) -> None:
         self._closed = f"this store was opened by the parent process {os.getppid()}; a forked child must open its own"
+        self.shortcut.open = False
         if self._lock is not None:
             self._lock.forget()
 

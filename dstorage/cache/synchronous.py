@@ -147,6 +147,10 @@ class Cache:
         if entry is None:
             return None
         if not entry.parts:
+            read = self.store.read_in_thread(entry.id)
+            if read is not None and len(read) == entry.size and core.live.get(entry.key) is entry:
+                entry.used = True
+                return entry, read
 
             def begin(call: Call[bytes | bytearray | None]) -> None:
                 core.chunks.read_soon(entry, call.done)

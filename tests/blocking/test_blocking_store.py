@@ -777,7 +777,7 @@ def test_what_one_stores_offers_the_other_offers_too():
         "check_open",
         "check_writable",
     }
-    kept |= {"controller", "entry", "entry_named", "records", "forget", "places", "heal"}
+    kept |= {"controller", "entry", "entry_named", "records", "forget", "places", "heal", "recount"}
     public = {name for name in vars(dstorage.Store) if not name.startswith("_")}
     assert public - kept <= set(vars(dstorage.blocking.Store)) | {"loop"}
     opened = set(inspect.signature(dstorage.open).parameters) - {"path"}
