@@ -645,7 +645,9 @@ class Store:
     @property
     def memory_used(self) -> int:
         """Bytes of chunk contents in memory now; cheaper than `stats`."""
-        self._memory.sweep()
+        if threading.get_ident() == self._thread:
+            # What the program has let go of without telling anybody.
+            self._memory.sweep()
         return self._memory.used
 
     def info(self, id: int) -> ChunkInfo | None:
