@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from dstorage.server.transactions import Transaction
 
 OUTPUT_BYTES = 2**20
-"""Replies that wait for a client before it is not served any more until it reads."""
+"""Replies that wait for a client before it is not served any more until it reads; a piece where that is less."""
+PROGRESS_BYTES = 2**16
+"""What a client that is behind has to read for not being silent."""
+BEGUN_FREE = 2**16
+"""Up to so many bytes, the beginning of a request is not counted."""
 FLUSH_AT = 256
 """Parts of replies that are collected before they are handed to the socket."""
 FLUSH_BYTES = 2**18
@@ -86,6 +90,8 @@ class Connection(asyncio.BufferedProtocol):
         self._drained: asyncio.Future[None] | None = None
         self._uploads: set[Upload] = set()
         self._buffered = 0
+        self._begun = 0
+        self._unread = 0
 
     # -- the transport's calls ----------------------------------------------------------------------------------------
 
@@ -93,7 +99,7 @@ class Connection(asyncio.BufferedProtocol):
         """A client is there."""
         # uvloop's transports are no subclass of it.
         self._transport = transport = cast("asyncio.Transport", transport)
-        transport.set_write_buffer_limits(high=OUTPUT_BYTES)
+        transport.set_write_buffer_limits(high=min(OUTPUT_BYTES, self.server.large.piece))
         refusal = self.server.entered(self)
         if refusal is not None:
             transport.write(error(refusal))
@@ -103,6 +109,8 @@ class Connection(asyncio.BufferedProtocol):
         """The client has gone."""
         self.closing = True
         self._queue.clear()
+        # It and its transport name each other: they stay until the garbage is collected, its memory must not.
+        self.parser.forget()
         self.server.left(self)
         self.server.transactions.end(self)
         self.discharge(self._buffered)
@@ -139,6 +147,8 @@ class Connection(asyncio.BufferedProtocol):
             if self.closing:
                 return
             data = b""
+        if parser.pending >= BEGUN_FREE or self._begun:
+            self._charge_begun()
         if self._task is None and self._writable:
             self._run()
 
@@ -152,6 +162,8 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """The client does not read."""
         self._writable = False
+        self.last = self.server.second
+        self._unread = self.unread
         self.hold()
 
     def resume_writing(self) -> None:
@@ -179,6 +191,19 @@ class Connection(asyncio.BufferedProtocol):
         self._holds -= 1
         if not self._holds and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def _charge_begun(self) -> None:
+        """Count what has come of a request that is not complete."""
+        pending = self.parser.pending
+        if pending < BEGUN_FREE:
+            pending = 0
+        self.discharge(self._begun)
+        self._begun = 0
+        try:
+            self.charge(pending)
+            self._begun = pending
+        except CommandError as failure:
+            self._queue.append(_End([str(failure)]))
 
     def _sink(self, size: int) -> Sink:
         piece = self.server.large.piece
@@ -495,6 +520,21 @@ class Connection(asyncio.BufferedProtocol):
         """Its address."""
         peer = self._transport.get_extra_info("peername")
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix:0"
+
+    @property
+    def unread(self) -> int:
+        """Bytes of replies that the client has not read."""
+        return self._transport.get_write_buffer_size()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the client is behind with reading; to be asked every second: whoever reads a little counts as heard of."""
+        if self._writable:
+            return False
+        if self.unread <= self._unread - PROGRESS_BYTES:
+            self._unread = self.unread
+            self.last = self.server.second
+        return True
 
     @property
     def idle(self) -> bool:

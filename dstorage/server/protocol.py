@@ -24,6 +24,8 @@ MAX_INLINE = 64 * 1024
 MAX_BULK = 512 * 2**20
 """Longest argument, and so the longest value."""
 MAX_ARGUMENTS = 2**20
+ARGUMENT_OVERHEAD = 64
+"""Memory that an argument counts for beside its bytes."""
 MAX_UNAUTHENTICATED_BULK = 16 * 1024
 MAX_UNAUTHENTICATED_ARGUMENTS = 10
 MAX_DIGITS = 20
@@ -113,6 +115,7 @@ class RequestParser:
 
     __slots__ = (
         "_args",
+        "_held",
         "_large",
         "_make_sink",
         "_missing",
@@ -139,6 +142,7 @@ class RequestParser:
         self._args: Command = []
         self._missing = 0
         self._weight = 0
+        self._held = 0
         self._large = False
         self.in_memory = in_memory
         self.max_request = max_request
@@ -190,10 +194,19 @@ class RequestParser:
         if self.sink.advance(count):
             self._accept_sink()
 
+    def forget(self) -> None:
+        """The connection has gone: what was begun takes no memory any more."""
+        self._args, self._tail, self.sink = [], b"", None
+
     @property
     def idle(self) -> bool:
         """Whether nothing has been begun."""
         return not (self._tail or self._missing or self.sink)
+
+    @property
+    def pending(self) -> int:
+        """Memory that the beginning of a request takes whose end has not come, without what is in sinks; bytes."""
+        return self._held + len(self._tail)
 
     # -- the fast way -------------------------------------------------------------------------------------------------
 
@@ -232,6 +245,7 @@ class RequestParser:
                     args = self._args
                     commands.append(LargeCommand(args) if self._large else args)
                     self._args = []
+                    self._held = 0
                     self._large = False
         except ProtocolError as error:
             error.commands = commands
@@ -295,12 +309,13 @@ class RequestParser:
         if len(data) - start < size + 2:
             return -1
         self._weigh(size)
+        self._held += size + ARGUMENT_OVERHEAD
         self._args.append(data[start : start + size])
         self._missing -= 1
         return start + size + 2
 
     def _weigh(self, size: int) -> None:
-        self._weight += size + 64
+        self._weight += size + ARGUMENT_OVERHEAD
         if self._weight > self.max_request:
             raise ProtocolError(f"a request of more than {self.max_request} bytes")
 

@@ -26,6 +26,7 @@ from dstorage.server.keys import Keys
 from dstorage.server.keyspace import Keyspace
 from dstorage.server.large import LargeValues
 from dstorage.server.numbers import Numbers
+from dstorage.server.refusal import log
 from dstorage.server.sessions import BEFORE_PASSWORD, Sessions, digest
 from dstorage.server.strings import Strings
 from dstorage.server.transactions import Transactions
@@ -37,6 +38,10 @@ LEAST_PIECE = RECEIVE_BYTES
 MOST_PIECE = 2**20
 PIECES_IN_BUDGET = 32
 """A piece of a long value is at most this part of the budget."""
+UNREAD_IN_BUDGET = 4
+"""Replies that wait for clients that do not read may take this part of the budget."""
+UNREAD_S = 5
+"""How long those clients are given: less than a command waits for room, so that they cost nobody an error."""
 STRANGER_S = 60
 """How long a client has to show the password."""
 GRACE_S = 10.0
@@ -50,7 +55,8 @@ class Limits:
     Attributes:
         connections: Most connections at a time.
         request: Most bytes of one request in memory.
-        buffers: Most bytes of all requests that are arriving, beside the budget.
+        buffers: Most bytes of all requests that are arriving or queued in transactions, beside the budget; and, but not more than a
+            quarter of the budget, of all replies that are not read.
         idle: Seconds after which a client that sends nothing, or does not read its replies, is let go; None: never.
     """
 
@@ -106,6 +112,7 @@ class Server:
         self.before_password = {
             name: command for name, command in self.table.items() if command.name in BEFORE_PASSWORD
         }
+        self.unread_limit = min(self.limits.buffers, store.options.budget // UNREAD_IN_BUDGET)
         self.receive_view = memoryview(bytearray(RECEIVE_BYTES))
         self.connections: dict[Connection, None] = {}
         self.accepted = self.rejected = 0
@@ -232,6 +239,7 @@ class Server:
             await self.keyspace.expire_due()
             if (now := self.store.stats().commits) != commits:
                 commits, self.committed_at = now, time.time()
+            self._let_go_of_who_does_not_read()
             idle = self.limits.idle or inf
             for connection in list(self.connections):
                 silent = self.second - connection.last
@@ -239,6 +247,17 @@ class Server:
                     not connection.parser.trusted and self.second - connection.since > STRANGER_S
                 ):
                     connection.abort()
+
+    def _let_go_of_who_does_not_read(self) -> None:
+        """Replies that wait for clients keep their values in memory: beyond a share of it, the longest silent ones have to go."""
+        stuck = sorted((one for one in list(self.connections) if one.stuck), key=lambda one: one.last)
+        unread = sum(one.unread for one in stuck)
+        for connection in stuck:
+            if unread <= self.unread_limit or self.second - connection.last <= UNREAD_S:
+                break
+            unread -= connection.unread
+            log.warning("hung up on %s, which did not read its replies for %d s", connection.peer, UNREAD_S)
+            connection.abort()
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

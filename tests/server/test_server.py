@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import stat
 
@@ -191,6 +192,50 @@ async def test_what_arrives_beside_the_budget_is_limited(make_node):
     assert node.server.buffered == 0
 
 
+async def test_requests_whose_end_does_not_come_are_limited_together(make_node):
+    node = await make_node(limits=Limits(buffers=1_000_000))
+    clients = [await node.client() for _ in range(4)]
+    for client in clients:
+        client.writer.write(b"*1000\r\n$4\r\nMSET\r\n" + b"$10000\r\n%b\r\n" % (b"x" * 10_000) * 40)
+        await client.writer.drain()
+    refusals = 0
+    for client in clients:
+        try:
+            async with asyncio.timeout(0.5):
+                refusals += "no room to receive" in str(await client.receive())
+        except TimeoutError:
+            pass
+    assert refusals == 2
+    assert 700_000 < node.server.buffered < 1_000_000
+    for client in clients:
+        await client.close()
+    while node.server.connections:
+        await asyncio.sleep(0.01)
+    assert node.server.buffered == 0
+
+
+async def test_clients_that_do_not_read_cannot_keep_memory_from_others(make_node, monkeypatch, caplog):
+    monkeypatch.setattr("dstorage.server.server.UNREAD_S", 1)
+    node = await make_node(budget="4M")
+    client = await node.client()
+    await client.send("SET", "large", b"x" * 20_000_000)
+    idlers = []
+    for number in range(24):
+        idler = socket.socket()
+        idler.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        idler.connect(("127.0.0.1", node.port))
+        idler.sendall(b"GETRANGE large %d -1\r\n" % (number * node.server.large.piece))
+        idlers.append(idler)
+    while sum(not one._writable for one in node.server.connections) < 14:
+        await asyncio.sleep(0.01)
+    # They hold all there is, until they are let go.
+    assert await client.send("SET", "k", b"y" * 100_000) == b"OK"
+    assert await client.send("GET", "large") == b"x" * 20_000_000
+    for idler in idlers:
+        idler.close()
+    assert "did not read its replies" in caplog.text
+
+
 async def test_a_client_that_does_not_read_is_not_read_from(client):
     await client.send("SET", "k", b"x" * 100_000)
     for _ in range(500):
@@ -241,8 +286,6 @@ async def test_a_file_that_is_no_socket_is_left_alone(client, tmp_path):
         await client.node.server.listen_unix(path)
     assert path.read_text() == "mine"
     # Left behind by a server that was killed: it can go.
-    import socket
-
     stale = tmp_path / "stale"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(stale))
