@@ -73,6 +73,14 @@ class Unlinked(NamedTuple):
     path: Path
 
 
+class Renamed(NamedTuple):
+    """A name given to another file, or rather a file given another name."""
+
+    file: int
+    path: Path
+    new: Path
+
+
 class SyncedDirectory(NamedTuple):
     """All names in a directory that changed before `begun` are durable."""
 
@@ -80,7 +88,7 @@ class SyncedDirectory(NamedTuple):
     begun: int
 
 
-Event = Created | Wrote | Truncated | Punched | Synced | Unlinked | SyncedDirectory
+Event = Created | Wrote | Truncated | Punched | Synced | Unlinked | Renamed | SyncedDirectory
 
 
 class RecordingDevice(Device):
@@ -117,6 +125,13 @@ class RecordingDevice(Device):
             if create:
                 self._files[path] = self._new_file()
                 self.events.append(Created(self._files[path], path))
+            self._open[fd] = self._known(path)
+            return fd
+
+    def open_direct(self, path: Path, *, write: bool = True) -> int:
+        """Open a file for direct I/O: a drive's own cache makes that no more durable."""
+        with self._lock:
+            fd = self._inner.open_direct(path, write=write)
             self._open[fd] = self._known(path)
             return fd
 
@@ -158,6 +173,14 @@ class RecordingDevice(Device):
             if self._files.pop(path, None) is not None:
                 self.events.append(Unlinked(path))
 
+    def rename(self, old: Path, new: Path) -> None:
+        """Rename, and remember it."""
+        with self._lock:
+            file = self._known(old)
+            self._inner.rename(old, new)
+            self._files[new] = self._files.pop(old)
+            self.events.append(Renamed(file, old, new))
+
     def sync(self, fd: int) -> None:
         """Sync; covers what was there when it began, is certain when it has returned."""
         with self._lock:
@@ -188,7 +211,20 @@ class RecordingDevice(Device):
 
 
 _OWN = frozenset(
-    {"open", "close", "pwritev", "punch", "truncate", "unlink", "sync", "sync_directory", "events", "position"}
+    {
+        "open",
+        "open_direct",
+        "close",
+        "pwritev",
+        "punch",
+        "truncate",
+        "rename",
+        "unlink",
+        "sync",
+        "sync_directory",
+        "events",
+        "position",
+    }
 )
 
 
@@ -232,13 +268,13 @@ def power_failures(device: RecordingDevice, *, at: int, seed: int, count: int) -
     """
     files: dict[int, _File] = {}
     names: dict[Path, int] = {}
-    changes: list[tuple[int, Created | Unlinked]] = []
+    changes: list[tuple[int, Created | Unlinked | Renamed]] = []
     for index, event in enumerate(device.events[:at]):
         match event:
             case Created(file, _):
                 files[file] = _File()
                 changes.append((index, event))
-            case Unlinked():
+            case Unlinked() | Renamed():
                 changes.append((index, event))
             case Wrote(file) | Truncated(file) | Punched(file):
                 files[file].pending.append((index, event))
@@ -264,11 +300,13 @@ def power_failures(device: RecordingDevice, *, at: int, seed: int, count: int) -
         yield PowerFailure(contents, f"{mode}, at event {at}, seed {seed}, state {number}")
 
 
-def _rename(names: dict[Path, int], change: Created | Unlinked) -> None:
+def _rename(names: dict[Path, int], change: Created | Unlinked | Renamed) -> None:
     if isinstance(change, Created):
         names[change.path] = change.file
-    else:
-        names.pop(change.path, None)
+        return
+    names.pop(change.path, None)
+    if isinstance(change, Renamed):
+        names[change.new] = change.file
 
 
 def _apply(content: bytearray, change: Wrote | Truncated | Punched) -> None:

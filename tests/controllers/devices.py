@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import mmap
 import os
 import threading
 from collections import defaultdict
 
 from dstorage_controllers.disk import Device
+
+
+def write_directly(monkeypatch, least):
+    """Let direct I/O begin at chunks of `least` bytes, so that small tests meet it."""
+    monkeypatch.setattr("dstorage_controllers.disk.appender.DIRECT_BYTES", least)
+    monkeypatch.setattr("dstorage_controllers.disk.reader.DIRECT_BYTES", least)
+    monkeypatch.setattr("dstorage.buffers.FRESH_BYTES", least)
+
+
+def is_direct(fd):
+    return bool(fcntl.fcntl(fd, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0))
 
 
 class FaultyDevice(Device):
@@ -43,6 +56,14 @@ class FaultyDevice(Device):
         self._meet("create" if create else "open")
         return super().open(path, create=create, write=write)
 
+    def open_direct(self, path, *, write=True):
+        self._meet("open")
+        return super().open_direct(path, write=write)
+
+    def rename(self, old, new):
+        self._meet("rename")
+        super().rename(old, new)
+
     def preadv(self, fd, buffers, offset, *, nowait=False):
         self._meet("preadv_nowait" if nowait else "preadv")
         if nowait and self.cold:
@@ -54,11 +75,16 @@ class FaultyDevice(Device):
         if self.room is None:
             return super().pwritev(fd, buffers, offset)
         # As a file system does: what fits is written and said; the next call finds nothing.
-        data = b"".join(bytes(buffer) for buffer in buffers)[: self.room]
-        if not data:
+        data = b"".join(bytes(buffer) for buffer in buffers)
+        fits = min(self.room, len(data))
+        if is_direct(fd):
+            fits = fits // 4096 * 4096
+        if not fits:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self.room -= len(data)
-        return super().pwritev(fd, [data], offset)
+        self.room -= fits
+        with mmap.mmap(-1, fits) as pages:
+            pages[:] = data[:fits]
+            return super().pwritev(fd, [pages], offset)
 
     def sync(self, fd):
         self._meet("sync")

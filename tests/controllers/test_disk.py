@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from devices import write_directly
 from dstorage_controllers.disk import Device, DiskController, layout
 
 from dstorage.testing import ControllerTests
@@ -83,6 +84,24 @@ class TestNoVectors(DiskTests):
 
     def device(self):
         return Device(vectored=False, nowait=False, punch=False)
+
+
+class TestDirect(DiskTests):
+    """Past the page cache."""
+
+    options: ClassVar[dict] = {"direct": True}
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch):
+        write_directly(monkeypatch, 3000)
+
+
+class TestDirectEncrypted(TestDirect):
+    @pytest.fixture(autouse=True)
+    def _key(self, monkeypatch):
+        monkeypatch.setenv("DSTORAGE_TEST_KEY", "5a" * 32)
+
+    options: ClassVar[dict] = {"direct": True, "key_env": "DSTORAGE_TEST_KEY", "compress": 1}
 
 
 class TestOneThread(DiskTests):

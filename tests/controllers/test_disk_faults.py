@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from devices import FaultyDevice
+from devices import FaultyDevice, write_directly
 from dstorage_controllers.disk import Device, DiskController, layout
 from dstorage_controllers.disk import controller as controller_module
 
@@ -26,9 +26,19 @@ def device():
     return FaultyDevice()
 
 
+@pytest.fixture(params=["cached", "direct"])
+def direct(request, monkeypatch):
+    """Whether chunks of a page and more go past the page cache."""
+    write_directly(monkeypatch, 4096)
+    return request.param == "direct"
+
+
+directly = pytest.mark.parametrize("direct", ["direct"], indirect=True)
+
+
 @pytest.fixture
-async def bench(tmp_path, device):
-    bench = Bench(DiskController(segment_bytes=SMALL, device=device, timeout=20), tmp_path / "own")
+async def bench(tmp_path, device, direct):
+    bench = Bench(DiskController(segment_bytes=SMALL, device=device, timeout=20, direct=direct), tmp_path / "own")
     await bench.open()
     yield bench
     device.gate.set()
@@ -139,11 +149,12 @@ async def test_a_failed_write_may_be_asked_again(bench, device, code):
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.EAGAIN, errno.ETIMEDOUT])
-async def test_a_failed_read_is_unavailable_and_works_the_next_time(bench, device, code):
+async def test_a_failed_read_is_unavailable_and_works_the_next_time(bench, device, direct, code):
     places = await bench.put(chunks(1, 3, 5000))
     # The kernel is asked once more at once, for each of the three.
     device.fail("preadv_nowait", code, times=4)
-    device.fail("preadv", code)
+    # And past the page cache in vain, it is asked for each of them.
+    device.fail("preadv", code, times=4 if direct else 1)
     assert bench.controller.read_nowait(1, places[1]) is None
     assert all(isinstance(answer, ControllerUnavailable) for answer in (await bench.get(places)).values())
     assert await bench.get(places) == chunks(1, 3, 5000)
@@ -290,6 +301,7 @@ async def test_a_sync_waits_for_a_round_that_took_its_writes(bench, device):
     await asyncio.gather(first, second)
 
 
+@pytest.mark.parametrize("direct", ["cached"], indirect=True)
 async def test_a_read_the_cache_answers_in_part_goes_on_from_there(bench, device, monkeypatch):
     (place,) = (await bench.put({1: payload(1, 100_000)})).values()
     asked = []
@@ -406,6 +418,7 @@ async def test_files_are_for_their_owner_alone(bench, tmp_path):
     assert (tmp_path / "own" / layout.file_name(1)).stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("direct", ["cached"], indirect=True)
 async def test_page_sized_chunks_are_punched_out_whole(bench, tmp_path, device):
     places = await bench.put(chunks(1, 16, 4096))
     await bench.controller.sync()
@@ -418,6 +431,7 @@ async def test_page_sized_chunks_are_punched_out_whole(bench, tmp_path, device):
     assert await bench.get(dict(list(places.items())[12:])) == chunks(13, 4, 4096)
 
 
+@pytest.mark.parametrize("direct", ["cached"], indirect=True)
 async def test_dead_segments_are_deleted(bench, tmp_path):
     places = await bench.put(chunks(1, 40, 20_000))
     await bench.commit(places)
@@ -615,3 +629,112 @@ async def test_open_costs_one_look_at_each_segment(bench, tmp_path):
     assert not device.calls["preadv"]
     assert not device.calls["open"]
     await again.controller.close()
+
+
+# -- past the page cache ------------------------------------------------------------------------------------------------
+
+
+@directly
+async def test_files_of_dead_segments_are_used_again_and_two_are_kept_at_most(bench, device, tmp_path):
+    folder = tmp_path / "own"
+    places = await bench.put(chunks(1, 40, 20_000))
+    await bench.commit(places)
+    await bench.commit({}, places)
+    kept = {path.stat().st_ino for path in folder.glob("*.seg")}
+    assert len(kept) == 3, "two and the one being appended to"
+    wanted = chunks(101, 20, 20_000)
+    again = await bench.put(wanted)
+    await bench.commit(again)
+    assert len(kept & {path.stat().st_ino for path in folder.glob("*.seg")}) == 3
+    assert device.calls["rename"] == 2
+    assert await bench.get(again) == wanted
+    await bench.controller.close()
+    named = {layout.file_name(number) for number in bench.state if number}
+    assert {path.name for path in folder.glob("*.seg")} == named, "nothing is kept beyond the close"
+    bench = await reopened(bench, tmp_path, direct=True)
+    assert await bench.get(again) == wanted
+    await bench.controller.close()
+
+
+@directly
+async def test_a_file_that_is_being_read_is_not_used_again(bench, device):
+    places = await bench.put(chunks(1, 14, 20_000))
+    first = {id: place for id, place in places.items() if layout.unpack(id, place).segment == 1}
+    assert len(first) < len(places), "it is sealed"
+    device.held.add("preadv")
+    reading = asyncio.create_task(bench.get(first))
+    await eventually(lambda: device.calls["preadv"], "a thread reads")
+    await bench.controller.discard(list(first.items()))
+    await bench.put(chunks(101, 14, 20_000))
+    device.gate.set()
+    await reading
+    assert device.calls["rename"] == 0
+    assert device.calls["unlink"] >= 1
+
+
+@directly
+async def test_dead_bytes_wait_for_their_segment_but_not_for_ever(bench, device, tmp_path):
+    if not device.can_punch:
+        pytest.skip("this file system cannot punch holes")
+    places = await bench.put(chunks(1, 60, 16_384))
+    survivors = {id: place for id, place in places.items() if id % 7 == 0}
+    await bench.commit(places)
+    await bench.controller.sync()
+    taken = used_by(tmp_path / "own")
+    dead = {id: place for id, place in places.items() if id not in survivors}
+    await bench.controller.discard(list(dead.items()))
+    assert taken - used_by(tmp_path / "own") >= len(dead) * 16_384 - 3 * SMALL
+    await bench.controller.close()
+    assert used_by(tmp_path / "own") <= len(survivors) * 16_384 + SMALL
+
+
+def used_by(folder):
+    return sum(path.stat().st_blocks * 512 for path in folder.glob("*.seg"))
+
+
+@directly
+async def test_what_is_kept_for_new_segments_is_given_up_when_the_disk_is_full(bench, device, tmp_path):
+    places = await bench.put(chunks(1, 40, 20_000))
+    await bench.controller.discard(list(places.items()))
+    assert len(list((tmp_path / "own").glob("*.seg"))) == 3
+    device.room = 0
+    _, refused = await offer(bench, chunks(101, 1, 20_000))
+    assert isinstance(refused[0], ControllerFull)
+    assert len(list((tmp_path / "own").glob("*.seg"))) == 1
+
+
+async def test_where_the_file_system_refuses_direct_access_a_warning_says_so_and_the_cache_is_used(
+    tmp_path, monkeypatch
+):
+    write_directly(monkeypatch, 4096)
+
+    class Refusing(FaultyDevice):
+        def open_direct(self, path, *, write=True):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(path))
+
+    bench = Bench(DiskController(segment_bytes=SMALL, device=Refusing(), direct=True), tmp_path / "own")
+    with pytest.warns(RuntimeWarning, match="direct=True has no effect"):
+        await bench.open()
+    wanted = chunks(1, 10, 20_000)
+    places = await bench.put(wanted)
+    await bench.commit(places)
+    assert await bench.get(places) == wanted
+    await bench.controller.close()
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["00000001.seg", "00000002.seg"]
+
+
+async def test_what_one_way_wrote_the_other_way_reads(tmp_path, monkeypatch):
+    write_directly(monkeypatch, 4096)
+    wanted, places, state = {}, {}, {}
+    for turn, direct in enumerate([False, True, False, True]):
+        bench = Bench(DiskController(segment_bytes=2**20, direct=direct), tmp_path / "own", state)
+        await bench.open()
+        fresh = {id: payload(id, size) for id, size in enumerate([100, 5000, 8192, 4096, 70, 12_000], 10 * turn + 1)}
+        new = await bench.put(fresh)
+        wanted |= fresh
+        places |= new
+        assert await bench.get(places) == wanted
+        await bench.commit(new)
+        assert await bench.get(places) == wanted
+        await bench.controller.close()
+        state = bench.state

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from devices import write_directly
 from dstorage_controllers.disk import DiskController, layout
 from dstorage_controllers.disk.codec import Codec
 from hypothesis import given, settings
@@ -19,14 +20,20 @@ from dstorage.controller import ReadRequest
 from dstorage.errors import ControllerError, DStorageError
 from dstorage.testing import Bench, payload
 
-CONFIGURATIONS = {"plain": {}, "zstd": {"compress": True}, "encrypted": {"compress": 1, "key_env": "DSTORAGE_TEST_KEY"}}
+CONFIGURATIONS = {
+    "plain": {},
+    "zstd": {"compress": True},
+    "encrypted": {"compress": 1, "key_env": "DSTORAGE_TEST_KEY"},
+    "direct": {"direct": True},
+}
 CHUNKS = {id: payload(id, 40 * id * id) for id in range(1, 14)}
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
 
 
 @pytest.fixture(autouse=True)
-def _key(monkeypatch):
+def _settings(monkeypatch):
+    write_directly(monkeypatch, 500)
     monkeypatch.setenv("DSTORAGE_TEST_KEY", "5a" * 32)
 
 

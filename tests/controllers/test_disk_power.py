@@ -10,11 +10,13 @@ import random
 import uuid
 
 import pytest
+from devices import write_directly
 from dstorage_controllers.disk import Device, DiskController
 
 from dstorage import OpenContext
 from dstorage.controller import ReadRequest
 from dstorage.testing import Bench, RecordingDevice, payload, power_failures
+from dstorage.testing.power import Renamed
 from dstorage.testing.suite import STORE
 
 STEPS = 60
@@ -81,15 +83,17 @@ class Life:
         await self.commit()
 
 
-@pytest.mark.parametrize("punch", [True, False])
+@pytest.mark.parametrize(("punch", "direct"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_the_last_commit_is_whole_after_any_power_failure(tmp_path, seed, punch):
+async def test_the_last_commit_is_whole_after_any_power_failure(tmp_path, seed, punch, direct, monkeypatch):
+    write_directly(monkeypatch, 4096)
     device = RecordingDevice(Device(punch=punch))
-    bench = Bench(DiskController(segment_bytes=2**16, device=device), tmp_path / "own")
+    bench = Bench(DiskController(segment_bytes=2**16, direct=direct, device=device), tmp_path / "own")
     await bench.open()
     life = Life(bench, device, seed)
     await life.live()
     await bench.controller.close()
+    assert direct == any(isinstance(event, Renamed) for event in device.events), "files of dead segments are used again"
     source = random.Random(seed)
     moments = sorted({source.randint(0, device.position) for _ in range(MOMENTS)} | {p[0] for p in life.promises[-3:]})
     number = 0

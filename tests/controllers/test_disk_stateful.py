@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from devices import FaultyDevice
+from devices import FaultyDevice, write_directly
 from dstorage_controllers.disk import DiskController, layout
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -21,7 +21,13 @@ from dstorage.testing import Bench, payload
 
 IDS = st.integers(1, 12)
 SIZES = st.sampled_from([0, 1, 100, 4096, 5000, 12_288, 40_000])
-FAULTS = [("pwritev", errno.ENOSPC), ("pwritev", errno.EIO), ("create", errno.ENOSPC), ("open", errno.EMFILE)]
+FAULTS = [
+    ("pwritev", errno.ENOSPC),
+    ("pwritev", errno.EIO),
+    ("create", errno.ENOSPC),
+    ("rename", errno.EIO),
+    ("open", errno.EMFILE),
+]
 
 
 class DiskMachine(RuleBasedStateMachine):
@@ -161,6 +167,10 @@ class FewDescriptorsMachine(DiskMachine):
     options = {"threads": 2, "punch": False}  # noqa: RUF012
 
 
+class DirectMachine(DiskMachine):
+    options = {"direct": True}  # noqa: RUF012
+
+
 class TestPlain(DiskMachine.TestCase):
     settings = settings(max_examples=30, stateful_step_count=25)
 
@@ -175,6 +185,14 @@ class TestEncrypted(EncryptedMachine.TestCase):
     @pytest.fixture(autouse=True)
     def _key(self, monkeypatch):
         monkeypatch.setenv("DSTORAGE_TEST_KEY", "5a" * 32)
+
+
+class TestDirect(DirectMachine.TestCase):
+    settings = settings(max_examples=30, stateful_step_count=25)
+
+    @pytest.fixture(autouse=True)
+    def _small(self, monkeypatch):
+        write_directly(monkeypatch, 4096)
 
 
 class TestFewDescriptors(FewDescriptorsMachine.TestCase):

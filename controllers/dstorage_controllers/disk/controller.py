@@ -58,6 +58,8 @@ T = TypeVar("T")
 SEGMENT_BYTES = 256 * 2**20
 """At the beginning of each file the kernel's reading ahead has to find its pace again: with 64 MiB, reading cold chunks
 in sequence reached 70 % of one large file's speed, with 256 MiB 85 to 90 %."""
+DIRECT_SEGMENT_BYTES = 64 * 2**20
+"""Past the page cache there is no such pace; and small files are dead as a whole, and can be used again, sooner."""
 SEGMENTS_PER_CAPACITY = 16
 """With a capacity, segments are small enough for dead ones to be deleted long before it is reached."""
 DEFAULT_LEVEL = 3
@@ -86,7 +88,8 @@ class DiskController(Controller):
         path: Directory for the files (each store makes its own in it); None: inside the store's directory.
         capacity: Stored bytes of live chunks to keep at most; None for what the file system has.
         rank: Performance class.
-        segment_bytes: Size of a segment file, 16 KiB to 1 GiB; None: 256 MiB, or a sixteenth of the capacity if that is less.
+        segment_bytes: Size of a segment file, 16 KiB to 1 GiB; None: 256 MiB (64 MiB with `direct`), or a
+            sixteenth of the capacity if that is less.
         compress: False, True, or a zstd level 1 to 22. What does not shrink is stored as it is.
         key_file: File with the AES-256 key to encrypt with (32 bytes, or 64 hexadecimal digits).
         key_env: Environment variable with that key in hexadecimal digits, instead of a file.
@@ -141,7 +144,7 @@ class DiskController(Controller):
         check_settings(name, settings)
         super().__init__(name, rank=rank, settings=settings)
         self._capacity = capacity
-        self._segment_bytes = _segment_bytes(capacity) if segment_bytes is None else segment_bytes
+        self._segment_bytes = _segment_bytes(capacity, direct) if segment_bytes is None else segment_bytes
         self._level = DEFAULT_LEVEL if compress is True else int(compress)
         self._key_env = key_env
         self._direct = direct
@@ -246,7 +249,12 @@ class DiskController(Controller):
                 )
         files = SegmentFiles(self._device, self._directory, read_only=context.read_only, direct=self._direct)
         log = SegmentLog(
-            files, store=context.store_uuid, capacity=self._capacity, name=self.name, read_only=context.read_only
+            files,
+            store=context.store_uuid,
+            segment_bytes=self._segment_bytes,
+            capacity=self._capacity,
+            name=self.name,
+            read_only=context.read_only,
         )
         missing = log.load(state)
         if not context.read_only:
@@ -281,12 +289,14 @@ class DiskController(Controller):
             self._recheck = None
         while self._tasks:
             await asyncio.wait(self._tasks)
+        opened, self._open = self._open, None
+        if opened is not None:
+            await asyncio.wait({self._in(self._workers, opened.log.give_up_spares)})
         for pool in (self._writer, self._workers):
             if pool is not None:
                 # Idle by now: this takes no longer than the threads need to see it.
                 pool.shutdown()
         self._writer = self._workers = None
-        opened, self._open = self._open, None
         if opened is not None:
             opened.log.files.close(opened.log.segments.values())
 
@@ -386,7 +396,7 @@ class DiskController(Controller):
         # Dead space that stays is found by compaction, and files left behind are deleted by the next open.
         for segment in dead:
             with suppress(OSError):
-                opened.log.files.delete(segment)
+                opened.log.bury(segment)
         for segment, ranges in holes.items():
             with suppress(OSError):
                 opened.log.punch(segment, ranges)
@@ -571,10 +581,11 @@ def _packed(plan: Mapping[int, Committed | None]) -> dict[int, bytes]:
     return {number: b"" if left is None else layout.pack_state(left) for number, left in plan.items()}
 
 
-def _segment_bytes(capacity: int | None) -> int:
+def _segment_bytes(capacity: int | None, direct: bool) -> int:
+    usual = DIRECT_SEGMENT_BYTES if direct else SEGMENT_BYTES
     if capacity is None:
-        return SEGMENT_BYTES
-    return max(layout.MIN_SEGMENT_BYTES, min(SEGMENT_BYTES, capacity // SEGMENTS_PER_CAPACITY))
+        return usual
+    return max(layout.MIN_SEGMENT_BYTES, min(usual, capacity // SEGMENTS_PER_CAPACITY))
 
 
 def _cipher(name: str, store: UUID, key: bytes) -> Cipher:

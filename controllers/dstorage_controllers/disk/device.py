@@ -224,6 +224,10 @@ class Device:
         """Cut a file down to `length` bytes."""
         os.truncate(path, length)
 
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file another name, which nothing has."""
+        old.rename(new)
+
     def unlink(self, path: Path) -> None:
         """Delete a file; that it is gone already is as good."""
         path.unlink(missing_ok=True)

@@ -125,6 +125,10 @@ class SegmentFiles:
         with self._lock:
             self._open += 1
 
+    def recycle(self, number: int, segment: Segment) -> None:
+        """Blocking: make the file of a dead segment that of one that nobody else knows yet."""
+        self.device.rename(self.path(number), self.path(segment.number))
+
     @contextmanager
     def using(self, segment: Segment, *, direct: bool = False) -> Iterator[int]:
         """Blocking: a descriptor that stays open inside the `with`.
@@ -232,6 +236,15 @@ class SegmentFiles:
             left = self._take_gone(segment)
         self._close_all(left)
         self.device.unlink(self.path(segment.number))
+
+    def retire(self, segment: Segment) -> bool:
+        """Blocking: keep the file of a doomed segment for `recycle`; False while somebody still reads it."""
+        with self._lock:
+            if segment.users:
+                return False
+            left = self._take_gone(segment)
+        self._close_all(left)
+        return True
 
     def _take_gone(self, segment: Segment) -> list[int]:
         """With the lock held: the descriptors to close if a doomed segment's last user has left."""
