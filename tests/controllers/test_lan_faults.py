@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from dstorage_controllers.health import Health
-from dstorage_controllers.lan import LanController
+from dstorage_controllers.lan import LanController, unlinking
 from dstorage_controllers.lan.layout import Layout
 from dstorage_controllers.lan.link import MANNERS
 from servers.proxy import FaultProxy
@@ -197,6 +197,26 @@ class TestServer:
         await bench.commit(places)
         await bench.controller.close()
         server.kill()
+
+    async def test_freeing_very_many_gives_the_loop_its_turns_and_is_bounded_while_it_is_away(
+        self, redis, bench, monkeypatch
+    ):
+        places = list((await bench.put({number: b"0123456789" for number in range(1, 8001)})).items())
+        freeing = asyncio.ensure_future(bench.controller.discard(places[:5000]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert 30_000 < bench.controller.space().used < 80_000, "only some were looked at in one turn"
+        await freeing
+        assert bench.controller.space().used == 30_000
+        assert await server_keys(redis) == 3001, "what is still there, and the probe"
+        monkeypatch.setattr(unlinking, "MAX_KEYS", 2000)
+        redis.freeze()
+        await bench.get(dict(places[5000:5001]))
+        await bench.controller.discard(places[5000:])
+        assert bench.controller.space().used == 0
+        redis.thaw()
+        await back(bench)
+        await eventually(lambda: redis.ask("DBSIZE") == b":1001\r\n", "those that are remembered have gone")
 
     async def test_what_it_evicted_is_lost_and_the_rest_is_not(self, tmp_path):
         server = RedisServer(tmp_path / "small", durable=False, maxmemory="8mb", maxmemory_policy="allkeys-random")

@@ -11,8 +11,8 @@ from dstorage_controllers.lan.trips import TRIP_COMMANDS, Trip, Trips
 
 KEYS_AT_ONCE = 512
 """UNLINK frees memory in the background of the server, so that this many names take it about 0.2 ms."""
-MAX_KEYS = 2**20
-"""Remembered at most; what is beyond is found by the sweep of the next open."""
+MAX_KEYS = 2**17
+"""Remembered at most while the server is away, 16 MB; what is beyond is found by the sweep of the next open."""
 
 
 class Unlinking:
