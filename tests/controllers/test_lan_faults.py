@@ -201,7 +201,7 @@ class TestServer:
     async def test_freeing_very_many_gives_the_loop_its_turns_and_is_bounded_while_it_is_away(
         self, redis, bench, monkeypatch
     ):
-        places = list((await bench.put({number: b"0123456789" for number in range(1, 8001)})).items())
+        places = list((await bench.put(dict.fromkeys(range(1, 8001), b"0123456789"))).items())
         freeing = asyncio.ensure_future(bench.controller.discard(places[:5000]))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
