@@ -2,7 +2,8 @@
 
 It is an id and the store, nothing more: it holds no reference and needs no release. What it gives to look at is held by looking
 at it: contents never change once published, so a view stays what it is as long as somebody has it, whatever becomes of the
-chunk. (Memory that is looked at stays counted in the budget.) `acquire` keeps a chunk in memory while nobody looks.
+chunk. (Memory of the store's that is looked at stays counted in the budget; what was read from the page cache in the calling thread is
+the caller's.) `acquire` keeps a chunk in memory while nobody looks.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class Handle:
         return data
 
     def get(self, *, wait: float | None = None) -> memoryview:
-        """The bytes as a read-only memoryview; from memory without a trip to the loop.
+        """The bytes as a read-only memoryview; from memory, or from the system's page cache, without a trip to the loop.
+
+        What the page cache has comes into memory when it is asked for again, or if the chunk is acquired.
 
         Args:
             wait: Seconds to keep trying while the chunk is temporarily unavailable or memory is short.

@@ -2,7 +2,7 @@
 
 There is one implementation of the store. This one has it on a loop in a thread of its own (`inner`), brings calls there and
 waits. What is in memory is answered in the calling thread: contents never change once published, so reading one attribute of
-the chunk's page is all it takes, without lock or loop.
+the chunk's page is all it takes, without lock or loop. So is what the page cache has; see `dstorage.shortcut`.
 
 * *Fork*: in the child every call raises `ClosedError`; the parent is not disturbed. The child may open a store of its own.
 * *Interpreter exit*: stores still open are closed, so what is dirty is committed.

@@ -1,7 +1,8 @@
 """`Cache`: the cache for programs without an event loop, and for threads.
 
-There is one implementation, `AsyncCache`, which this one has on the loop of a blocking store. What is in memory, and what is not
-in the cache at all, is answered in the calling thread: the index is a dict whose entries never change, and so are contents.
+There is one implementation, `AsyncCache`, which this one has on the loop of a blocking store. What is in memory or in the system's page
+cache, and what is not in the cache at all, is answered in the calling thread: the index is a dict whose entries never change, and so are
+contents.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Cache:
             picture = cache["logo"]
 
     Every method may be called from every thread. Names and meanings are those of `dstorage.AsyncCache`, which says more; what is
-    awaited there, waits here. Hits that are in memory, and misses, make no trip to the store's loop.
+    awaited there, waits here. Hits that are in memory or in the system's page cache,
+    and misses, make no trip to the store's loop.
 
     If it is not closed, that happens at interpreter exit. In a forked child it is closed; the child may open another.
 

@@ -298,6 +298,32 @@ class ControllerTests(ABC):
 
         self._with(scenario)
 
+    def test_read_in_thread_answers_right_or_not_at_all(self) -> None:
+        """Its answer is the bytes or None, in any thread, for places that are freed meanwhile, and after closing."""
+
+        async def scenario(bench: Bench) -> None:
+            chunks = {id: payload(id, size) for id, size in enumerate(SIZES, 1)}
+            places = await bench.put(chunks)
+            await bench.get(places)
+            controller = bench.controller
+            wrong: list[int] = []
+
+            def read() -> None:
+                for _ in range(20):
+                    for id, place in places.items():
+                        answer = controller.read_in_thread(id, place)
+                        if not (answer is None or (type(answer) is bytes and answer == chunks[id])):
+                            wrong.append(id)
+
+            readers = [asyncio.create_task(asyncio.to_thread(read)) for _ in range(3)]
+            await controller.discard(list(places.items()))
+            await controller.close()
+            await asyncio.gather(*readers)
+            assert not wrong
+            assert all(controller.read_in_thread(id, place) is None for id, place in places.items())
+
+        self._with(scenario)
+
     def test_empty_batches_are_answered_empty(self) -> None:
         """No requests, no answers, no error."""
 
