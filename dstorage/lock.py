@@ -1,16 +1,19 @@
-"""One writer per store: an advisory lock on a file that names the holder's process.
+"""One writer per store: an advisory lock on a file that names the holder's process and machine.
 
 `flock` is dropped by the operating system when the process ends, however it ends, and works over NFS (Linux turns it into a
-byte-range lock there). Where the file system refuses locks, so does opening the store: two writers would destroy it.
+byte-range lock there). Where the file system refuses locks, or is mounted so that they hold for one machine alone, so does
+opening the store: two writers would destroy it.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from pathlib import Path
 
 from dstorage.errors import StoreLocked
+from dstorage.mount import mount_of
 
 if sys.platform == "win32":
     import msvcrt
@@ -26,39 +29,61 @@ else:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+MAX_TEXT = 512
+
+
 class StoreLock:
     """Held from construction to `release`.
 
     Raises:
-        StoreLocked: Another process (or this one) holds it, or the file system offers no locks.
+        StoreLocked: Another process (or this one) holds it, or there are no locks that other machines would honour.
+        OSError: The file cannot be made or written to; the lock is not held.
     """
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
         try:
+            self._take(path)
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self, path: Path) -> None:
+        mount = mount_of(path)
+        if mount is not None and mount.local_locks is not None:
+            raise StoreLocked(
+                f"{path} cannot be locked: locks there hold for this machine alone ({mount.local_locks}), while others can write "
+                "the same files; mount it with locks, or keep the store on another file system"
+            )
+        try:
             _lock(self._fd)
         except (BlockingIOError, PermissionError) as error:
-            pid = self._holder()
-            os.close(self._fd)
+            pid, machine = self._holder()
             whom = f"process {pid}" if pid else "another process"
+            if machine not in (None, platform.node()):
+                whom += f" on {machine}"
             raise StoreLocked(
                 f"{path.parent} is being written by {whom}: close it there, or open it here with read_only=True",
                 pid=pid,
             ) from error
         except OSError as error:
-            os.close(self._fd)
             raise StoreLocked(
                 f"{path} cannot be locked ({error.strerror}): this file system offers no locks; keep the store on another"
             ) from error
         os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, str(os.getpid()).encode(), 0) if hasattr(os, "pwrite") else os.write(
-            self._fd, str(os.getpid()).encode()
-        )
-
-    def _holder(self) -> int | None:
         os.lseek(self._fd, 0, os.SEEK_SET)
-        text = os.read(self._fd, 32)
-        return int(text) if text.isdigit() else None
+        os.write(self._fd, f"{os.getpid()} {platform.node()}".encode())
+
+    def _holder(self) -> tuple[int | None, str | None]:
+        """Process and machine, as far as the file says and can be read (some systems lock against reading, too)."""
+        try:
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            pid, _, machine = os.read(self._fd, MAX_TEXT).decode(errors="replace").partition(" ")
+        except OSError:
+            return None, None
+        return int(
+            pid
+        ) if pid.isascii() and pid.isdigit() else None, machine if machine.isprintable() and machine else None
 
     def release(self) -> None:
         """Let others write."""

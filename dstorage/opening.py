@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from dstorage.controller import Controller
 from dstorage.errors import InvalidArgumentError, NotAStoreError, ReadOnlyError
 from dstorage.lease import DebugStore
 from dstorage.lock import StoreLock
+from dstorage.mount import Mount, mount_of
 from dstorage.paging.budget import parse_bytes
 from dstorage.paging.policy import Policy, policy_maker
 from dstorage.paging.pressure import PressureMonitor
@@ -51,7 +53,7 @@ class Opening:
         path, options = self._path, self._options
         lock: StoreLock | None = None
 
-        def open_files() -> Catalog:
+        def open_files() -> tuple[Catalog, Mount | None]:
             nonlocal lock
             if not options.read_only:
                 if not self._create and not path.is_dir():
@@ -61,16 +63,23 @@ class Opening:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 lock = StoreLock(path / "lock")
             try:
-                return Catalog(path / "catalog", read_only=options.read_only, create=self._create)
+                return Catalog(path / "catalog", read_only=options.read_only, create=self._create), mount_of(path)
             except BaseException:
                 if lock is not None:
                     lock.release()
                 raise
 
-        catalog = await asyncio.to_thread(open_files)
+        catalog, mount = await asyncio.to_thread(open_files)
         debug = asyncio.get_running_loop().get_debug() or sys.flags.dev_mode
         store = (DebugStore if debug else Store)(path, lock, catalog, options)
         try:
+            if mount is not None and mount.network:
+                warnings.warn(
+                    f"the store at {path} is on a network file system ({mount.kind}): its catalog must be open on one machine at a "
+                    "time, also for reading; prefer a local disk",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
             controllers = self._controllers
             if controllers is None and not catalog.controllers():
                 if options.read_only:
