@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import shutil
+import traceback
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from dstorage_controllers.internet.bucket import Bucket
 from dstorage_controllers.internet.connecting import connect
 from dstorage_controllers.internet.layout import PIECES, Layout
 from obstore.store import MemoryStore
+from servers.scripted_s3 import ScriptedS3
 
 from dstorage import (
     ControllerError,
@@ -30,7 +32,7 @@ from dstorage import (
     Lost,
     OpenContext,
 )
-from dstorage.controller import WriteRequest
+from dstorage.controller import ReadRequest, WriteRequest
 from dstorage.testing import ControllerTests, payload
 from dstorage.testing.suite import STORE, Bench, eventually
 
@@ -638,6 +640,43 @@ async def test_credentials_are_neither_kept_nor_told(monkeypatch):
         await controller.close()
 
 
+async def test_what_a_server_repeats_of_a_request_is_not_told(monkeypatch, tmp_path):
+    """A reply about a wrong signature holds the whole request; neither messages nor tracebacks are to show it."""
+    for name, value in ScriptedS3.environment.items():
+        monkeypatch.setenv(name, value)
+    reply = (
+        b"<Error><Code>SignatureDoesNotMatch</Code><AWSAccessKeyId>AKIDNAME</AWSAccessKeyId>"
+        b"<CanonicalRequest>x-amz-security-token:verysecret</CanonicalRequest></Error>"
+    )
+    async with ScriptedS3() as server:
+        told: list[BaseException] = []
+        server.script = lambda method, key, query: (403, reply)
+        with pytest.raises(ControllerError, match=r"403 Forbidden \(SignatureDoesNotMatch\); check") as refused:
+            await InternetController(**server.settings).open(OpenContext(STORE, 3, tmp_path))
+        told.append(refused.value)
+        server.script = lambda method, key, query: None
+        controller = InternetController(**server.settings, timeout=5)
+        await controller.open(OpenContext(STORE, 3, tmp_path))
+        (place,) = await controller.write([WriteRequest(1, b"x")])
+        for status in (403, 404, 400):
+            server.script = lambda method, key, query, status=status: (status, reply)
+            told += await controller.read([ReadRequest(1, place)])
+            told += await controller.write([WriteRequest(2, b"x")])
+        await controller.close()
+    assert len(told) == 7
+    for error in told:
+        shown = "".join(traceback.format_exception(error))
+        assert "verysecret" not in shown
+        assert "AKIDNAME" not in shown
+
+
+def test_plain_http_from_the_environment_is_refused_as_well(monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(ControllerError, match="AWS_ENDPOINT_URL is plain http"):
+        connect("c", InternetController(url="s3://b").settings)
+    connect("c", InternetController(url="s3://b", allow_http=True).settings)
+
+
 async def test_a_profile_is_read_and_a_missing_one_named(monkeypatch, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -645,7 +684,14 @@ async def test_a_profile_is_read_and_a_missing_one_named(monkeypatch, tmp_path):
     path.write_text("[work]\naws_access_key_id = A\naws_secret_access_key = %S\n[half]\naws_access_key_id = A\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
     base = {"url": "s3://bucket", "region": "here"}
-    assert connect("c", InternetController(**base, profile="work").settings).config["secret_access_key"] == "%S"
+    # What the environment has of another identity is not mixed in.
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "of somebody else")
+    async with ScriptedS3() as server:
+        store = connect("c", InternetController(**{**server.settings, **base}, profile="work").settings)
+        await obstore.put_async(store, "x", b"x")
+        assert "Credential=A/" in server.headers["authorization"]
+        assert "x-amz-security-token" not in server.headers
+        assert "%S" not in repr(store)
     for profile in ("half", "none"):
         with pytest.raises(ControllerError, match=f"no access key for the profile '{profile}'"):
             connect("c", InternetController(**base, profile=profile).settings)

@@ -211,16 +211,16 @@ async def test_a_restarted_server_is_used_again(moto, tmp_path):
 
 async def test_a_slow_read_is_asked_for_twice(monkeypatch):
     store, slow, calls = MemoryStore(), [False], []
-    real = obstore.get_range_async
+    real = obstore.get_async
 
-    async def tardy(store, key, **range):
+    async def tardy(store, key, **options):
         calls.append(key)
         if slow[0]:
             slow[0] = False
             await asyncio.sleep(60)
-        return await real(store, key, **range)
+        return await real(store, key, **options)
 
-    monkeypatch.setattr(bucket.obstore, "get_range_async", tardy)
+    monkeypatch.setattr(bucket.obstore, "get_async", tardy)
     bench = Watched(InternetController(url="s3://bucket", store=store), Path("unused"))
     await bench.open()
     try:
@@ -359,6 +359,21 @@ async def test_answers_that_are_none_at_open_are_an_outage(nonsense):
             bench = await stack.enter_async_context(watched(server))
         server.script = lambda method, key, query: None
         await eventually(lambda: bench.controller.status is OK, "it stays away")
+
+
+async def test_an_answer_without_end_is_left_at_once():
+    """It is not gathered in memory until the deadline."""
+    async with ScriptedS3() as server, watched(server, timeout=20.0, hedge=False) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        server.endless = True
+        began = time.monotonic()
+        answer = (await bench.get(places))[1]
+        assert isinstance(answer, ControllerUnavailable)
+        assert "more than" in str(answer)
+        assert time.monotonic() - began < 10
+        server.endless = False
+        await eventually(lambda: bench.controller.status is OK, "it stays away")
+        assert await bench.get(places) == {1: payload(1, 5000)}
 
 
 async def test_an_empty_mark_is_that_of_somebody_else():

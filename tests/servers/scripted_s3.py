@@ -20,6 +20,8 @@ class ScriptedS3:
         script: Asked before each request, with method, key and query: a (status, body) to answer with, seconds to wait before
             the right answer, or None for the right answer.
         log: (method, key) of all requests.
+        endless: Whether what is read of an object never ends.
+        headers: Of the last request.
         names: The objects that the last request to delete names.
     """
 
@@ -29,6 +31,8 @@ class ScriptedS3:
         self.objects: dict[str, bytes] = {}
         self.script: Callable[[str, str, str], Answer | float | None] = lambda method, key, query: None
         self.log: list[tuple[str, str]] = []
+        self.endless = False
+        self.headers: dict[str, str] = {}
         self.names: list[str] = []
         self.port = 0
         self._server: asyncio.Server | None = None
@@ -61,6 +65,7 @@ class ScriptedS3:
                 method, target, _ = head[0].split(" ")
                 headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
+                self.headers = headers
                 path, _, query = target.partition("?")
                 key = unquote(path).removeprefix("/chunks").lstrip("/")
                 self.log.append((method, key))
@@ -72,11 +77,16 @@ class ScriptedS3:
                 status, data, extra = (
                     (*told, "") if told is not None else self._answer(method, key, query, headers, body)
                 )
+                endless = self.endless and status == 206
+                length = len(data) + endless * 2**50
                 writer.write(
-                    f'HTTP/1.1 {status} X\r\nContent-Length: {len(data)}\r\nETag: "x"\r\n{extra}\r\n'.encode()
+                    f'HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nETag: "x"\r\n{extra}\r\n'.encode()
                     + (b"" if method == "HEAD" else data)
                 )
                 await writer.drain()
+                while endless:
+                    writer.write(bytes(2**20))
+                    await writer.drain()
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             pass
         finally:

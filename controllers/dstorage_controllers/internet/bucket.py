@@ -48,6 +48,7 @@ _NO_CREDENTIALS = re.compile(r"/latest/api/token|computeMetadata|/metadata/ident
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|The specified bucket", re.I)
 # S3 and Google, Azure, a directory, memory.
 _GONE = re.compile(r"NoSuchKey|BlobNotFound|No such file or directory|No data in memory", re.I)
+_CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _BEYOND = re.compile(r"status code: 416|Invalid ?range|Requested range was invalid|Wanted range starting at", re.I)
 
 # obstore's threads let go of Python objects just behind an answer. One that does so while the interpreter goes down aborts the
@@ -117,13 +118,13 @@ class Bucket:
                 # Not joined: for many MiB a copy costs as much as encryption, or more.
                 mode: Literal["create", "overwrite"] = "create" if create else "overwrite"
                 await obstore.put_async(self._store, key, parts, mode=mode, use_multipart=False)
-        except AlreadyExistsError as error:
+        except AlreadyExistsError:
             # The same answer, 409, says that another request is in the way.
             if not create:
                 raise
-            raise Taken(key) from error
+            raise Taken(key) from None
         except FileNotFoundError as error:
-            raise _missing(error) from error
+            raise _missing(error) from None
 
     async def get(self, key: str, start: int, length: int, *, patience: float | None = None) -> memoryview:
         """Read at most `length` bytes (at least 1) of an object from `start` on; fewer only if it ends before.
@@ -140,16 +141,14 @@ class Bucket:
                 data = memoryview(await self._hedged(key, start, length))
         except FileNotFoundError as error:
             if _GONE.search(str(error)):
-                raise Gone(key) from error
-            raise _missing(error) from error
+                raise Gone(key) from None
+            raise _missing(error) from None
         except GenericError as error:
             if _BEYOND.search(str(error).partition("\n")[0]):
-                raise Cut(key) from error
+                raise Cut(key) from None
             raise
         if self._hedging is not None:
             self._hedging.measured(length, time.monotonic() - began)
-        if len(data) > length:
-            raise GenericError(f"the server gave {len(data)} bytes instead of {length}")
         return data
 
     async def _hedged(self, key: str, start: int, length: int) -> Buffer:
@@ -176,7 +175,13 @@ class Bucket:
 
     async def _range(self, key: str, start: int, length: int) -> Buffer:
         self.requests += 1
-        return await obstore.get_range_async(self._store, key, start=start, length=length)  # type: ignore[return-value]
+        answer = await obstore.get_async(self._store, key, options={"range": (start, start + length)})
+        # As one part, and not as a whole: what is longer than was asked for is left where it is.
+        async for part in answer.stream(min_chunk_size=length + 1):
+            if len(part) > length:
+                raise GenericError(f"the server gives more than the {length} bytes it was asked for")
+            return part
+        return b""
 
     async def delete(self, keys: Sequence[str], *, patience: float | None = None) -> None:
         """Delete objects, some of which may not be there.
@@ -266,9 +271,16 @@ MANNERS = Manners(FAILURES, fault_of, refusal, first_pause=0.1, longest_pause=5.
 
 
 def said(error: BaseException) -> str:
-    """An error in one line without what may be secret: signatures and tokens are in the queries of URLs."""
-    line = str(error).partition("\n")[0] or type(error).__name__
-    return re.sub(r"\?[^\s)]+", "", line)[:300]
+    """An error in one line without what may be secret: queries of URLs hold signatures, replies repeat what was asked with.
+
+    Of a reply, its status and the code in it are left. The errors themselves are not to become the cause of others: whatever
+    writes those to a log would write all of it.
+    """
+    text = str(error)
+    line, status, reply = (text.partition("\n")[0] or type(error).__name__).partition("status code: ")
+    code = _CODE.search(text) if status else None
+    line += status + reply.partition(":")[0] + (f" ({code[1]})" if code else "")
+    return re.sub(r"\?[^\s)]+", "", line)[:400]
 
 
 def _forget(answer: asyncio.Future[Buffer]) -> None:

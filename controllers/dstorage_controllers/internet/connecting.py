@@ -25,6 +25,7 @@ RETRIES = 4
 FIRST_BACKOFF_S = 0.1
 LONGEST_BACKOFF_S = 2.0
 MAX_FILE_BYTES = 2**20
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 def connect(name: str, settings: Settings) -> ObjectStore:
@@ -79,18 +80,28 @@ def _build(name: str, address: Address, settings: Settings, common: dict[str, An
     for key in ("endpoint", "region"):
         if settings[key] is not None:
             s3[key] = str(settings[key])
-    s3 |= _profile(name, settings["profile"])
+    if settings["endpoint"] is None and not settings["allow_http"]:
+        for variable in _ENDPOINTS:
+            if os.environ.get(variable, "").lower().startswith("http://"):
+                raise ControllerError(
+                    f"controller {name!r}: the endpoint in {variable} is plain http, which shows everybody on the way what you "
+                    "do; pass allow_http=True"
+                )
+    keys = _profile(name, settings["profile"])
+    if keys is not None:
+        # Not as arguments: obstore would add a session token that the environment has for other keys.
+        s3["credential_provider"] = lambda: keys
     return S3Store(address.bucket, **s3, **common)
 
 
-def _profile(name: str, profile: object) -> dict[str, str]:
-    """Keys of a profile, if one is asked for or the environment has none."""
+def _profile(name: str, profile: object) -> dict[str, str | None] | None:
+    """What is in a profile, if one is asked for or the environment has no keys."""
     if profile is None and "AWS_ACCESS_KEY_ID" in os.environ:
-        return {}
+        return None
     asked = os.environ.get("AWS_PROFILE") if profile is None else str(profile)
     path = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
     if asked is None and not path.exists():
-        return {}
+        return None
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(_read(name, path).decode())
@@ -101,16 +112,18 @@ def _profile(name: str, profile: object) -> dict[str, str]:
     names = {
         "aws_access_key_id": "access_key_id",
         "aws_secret_access_key": "secret_access_key",
-        "aws_session_token": "session_token",
+        "aws_session_token": "token",
     }
-    found = (
+    found: dict[str, str | None] = (
         {names[key]: value for key, value in parser.items(section) if key in names}
         if parser.has_section(section)
         else {}
     )
-    if asked is not None and not {"access_key_id", "secret_access_key"} <= set(found):
+    if {"access_key_id", "secret_access_key"} <= set(found):
+        return {"token": None, **found, "expires_at": None}
+    if asked is not None:
         raise ControllerError(f"controller {name!r} finds no access key for the profile {asked!r} in {path}")
-    return found
+    return None
 
 
 def _read(name: str, path: Path) -> bytes:

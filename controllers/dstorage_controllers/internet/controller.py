@@ -211,7 +211,7 @@ class InternetController(Controller):
             if not mark.found:
                 raise ControllerError(
                     f"the bucket of controller {self.name!r} refuses: {said(error)}; check credentials and rights"
-                ) from error
+                ) from None
             told = health.failed(error)
             warnings.warn(
                 f"controller {self.name!r} can read its bucket and not write to it: {told}",
@@ -219,7 +219,7 @@ class InternetController(Controller):
                 stacklevel=2,
             )
         except NoBucket as error:
-            raise ControllerError(f"controller {self.name!r} cannot use {self.settings['url']}: {error}") from error
+            raise ControllerError(f"controller {self.name!r} cannot use {self.settings['url']}: {error}") from None
         except FAILURES as error:
             told = health.failed(error)
             warnings.warn(f"controller {self.name!r} starts without its bucket: {told}", RuntimeWarning, stacklevel=2)

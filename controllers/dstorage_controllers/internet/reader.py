@@ -163,14 +163,14 @@ class Reader:
                 return await parts.bucket.get(key, start, length)
         except ControllerError:
             raise
-        except Gone as error:
-            raise Lost("its object is not in the bucket any more", id=id, controller=self._name) from error
+        except Gone:
+            raise Lost("its object is not in the bucket any more", id=id, controller=self._name) from None
         except Cut as error:
             raise CorruptData(
                 f"the object of chunk {id} is shorter than it was", id=id, controller=self._name
             ) from error
         except FAILURES as error:
-            raise parts.health.failed(error) from error
+            raise parts.health.failed(error) from None
 
     def _about(self, error: DStorageError, id: int) -> DStorageError:
         """The error of a run as one of a chunk."""

@@ -284,4 +284,4 @@ class Writer:
                 f"controller {self._name!r} met an object {error} that it has not written; write again"
             ) from error
         except FAILURES as error:
-            raise parts.health.failed(error) from error
+            raise parts.health.failed(error) from None
