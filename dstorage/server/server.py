@@ -299,6 +299,8 @@ class Server:
 
 
 def _bind_unix(place: Path) -> socket.socket:
+    if not hasattr(socket, "AF_UNIX"):
+        raise InvalidArgumentError(f"{place} cannot be listened at: there are no unix sockets here; listen on a port of this machine")
     if place.exists():
         if not stat.S_ISSOCK(place.stat().st_mode):
             raise InvalidArgumentError(f"{place} exists and is no socket: name another path")
