@@ -159,10 +159,12 @@ class Controller(ABC):
         """
         return None
 
-    def read_in_thread(self, id: int, locator: Locator) -> bytes | None:
+    def read_in_thread(self, id: int, locator: Locator, *, writable: bool = False) -> bytes | bytearray | None:
         """`read_nowait` for the program's own threads: called in any of them, at the same time as anything else, `close` included.
 
-        None wherever that is not to be had or anything is doubtful; then the loop is asked. Raises nothing.
+        Returns:
+            `bytes`, or if they are to be `writable` a `bytearray`. None wherever that is not to be had or anything is doubtful;
+            then the loop is asked. Raises nothing.
         """
         return None
 

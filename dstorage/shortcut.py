@@ -64,12 +64,26 @@ class Shortcut:
 
     def read(self, id: int) -> bytes | None:
         """The contents of chunk `id`, if they are in the page cache and not in memory; None: ask the loop."""
+        if id in self._once or id in self._before:
+            return None
+        data = self._read(id, writable=False)
+        if data is not None:
+            once = self._once
+            once.add(id)
+            self._once_bytes += len(data)
+            if self._once_bytes > self._memory.limit // 2 or len(once) > REMEMBERED:
+                self._once, self._before, self._once_bytes = set(), once, 0
+        return data  # type: ignore[return-value]  # not writable
+
+    def read_writable(self, id: int) -> bytearray | None:
+        """`read` of what will not be asked for again: it does not come into memory however often it is, and is the caller's to change."""
+        return self._read(id, writable=True)  # type: ignore[return-value]  # writable
+
+    def _read(self, id: int, *, writable: bool) -> bytes | bytearray | None:
         if not self.open:
             return None
         handle = self._handles.get(id)
         if handle is not None and (handle.refs or handle.status is not Status.NOT_RESOLVED):
-            return None
-        if id in self._once or id in self._before:
             return None
         record = self._index.look_up(id)
         if record is None:
@@ -81,14 +95,9 @@ class Shortcut:
         size = locator.size
         if size > self._memory.limit:
             return None
-        data = controller.read_in_thread(id, locator)
+        data = controller.read_in_thread(id, locator, writable=writable)
         if data is None or len(data) != size:
             return None
-        once = self._once
-        once.add(id)
-        self._once_bytes += size
-        if self._once_bytes > self._memory.limit // 2 or len(once) > REMEMBERED:
-            self._once, self._before, self._once_bytes = set(), once, 0
         recent = self._uses.recent
         if len(recent) < FOLD:
             recent.append(id)

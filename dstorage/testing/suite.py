@@ -309,10 +309,10 @@ class ControllerTests(ABC):
             wrong: list[int] = []
 
             def read() -> None:
-                for _ in range(20):
+                for kind in [bytes, bytearray] * 10:
                     for id, place in places.items():
-                        answer = controller.read_in_thread(id, place)
-                        if not (answer is None or (type(answer) is bytes and answer == chunks[id])):
+                        answer = controller.read_in_thread(id, place, writable=kind is bytearray)
+                        if not (answer is None or (type(answer) is kind and answer == chunks[id])):
                             wrong.append(id)
 
             readers = [asyncio.create_task(asyncio.to_thread(read)) for _ in range(3)]

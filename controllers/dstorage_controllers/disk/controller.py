@@ -306,10 +306,10 @@ class DiskController(Controller):
         """Read what is in the page cache; None if it is not, or is too large or too costly to decode on the loop."""
         return self._opened().reader.read_nowait(id, locator)
 
-    def read_in_thread(self, id: int, locator: Locator) -> bytes | None:
+    def read_in_thread(self, id: int, locator: Locator, *, writable: bool = False) -> bytes | bytearray | None:
         """Read what is in the page cache, in the thread that calls."""
         opened = self._open
-        return None if opened is None else opened.reader.read_in_thread(id, locator)
+        return None if opened is None else opened.reader.read_in_thread(id, locator, writable=writable)
 
     async def read(self, requests: Sequence[ReadRequest]) -> list[Buffer | Exception]:
         """Read chunks in threads, neighbours on disk by one call."""

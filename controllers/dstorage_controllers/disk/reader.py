@@ -8,13 +8,11 @@ it would stop the kernel's own, faster reading ahead.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from dstorage.buffers import FRESH_BYTES, fresh_buffer, on_page
+from dstorage.buffers import fresh_buffer, fresh_bytes, on_page
 from dstorage.controller import Buffer
 from dstorage.errors import ChunkError, ControllerUnavailable, CorruptData, Lost
 from dstorage.record import Locator
@@ -132,14 +130,20 @@ class Reader:
             return None
         return self._codec.decode(id, place, buffer) if flags else buffer
 
-    def read_in_thread(self, id: int, locator: Locator) -> bytes | None:
+    def read_in_thread(self, id: int, locator: Locator, *, writable: bool) -> bytes | bytearray | None:
         """In any thread: what is in the page cache; None if anything about it is doubtful."""
+        kind = bytearray if writable else bytes
         try:
             place = layout.unpack(id, locator)
             segment = self._log.segments.get(place.segment)
             if segment is None or place.stored == 0 or self._is_direct(place):
                 return None
-            data, buffer = new_bytes(place.stored)
+            data: bytes | bytearray | None
+            buffer: bytearray | memoryview
+            if writable:
+                data = buffer = fresh_buffer(place.stored)
+            else:
+                data, buffer = fresh_bytes(place.stored)
             if self._log.files.read_cached(segment, buffer, place.first) != place.stored:
                 return None
             if data is None:
@@ -148,7 +152,8 @@ class Reader:
                 return None
             # `read_nowait` goes on from here when it looks for an order in what is asked for.
             segment.read_end = place.end
-            return bytes(self._codec.decode(id, place, data))
+            chunk = self._codec.decode(id, place, data)
+            return chunk if isinstance(chunk, kind) else kind(chunk)
         except CorruptData:
             return None
 
@@ -300,25 +305,3 @@ def _runs(wanted: list[tuple[Segment, Read]]) -> list[Run]:
         runs.append((segment, [read]))
         length = read.place.stored
     return runs
-
-
-_fresh_bytes = None
-if sys.implementation.name == "cpython":
-    _fresh_bytes = ctypes.pythonapi.PyBytes_FromStringAndSize
-    _fresh_bytes.restype = ctypes.py_object
-    _fresh_bytes.argtypes = (ctypes.c_char_p, ctypes.c_ssize_t)
-    _view = ctypes.pythonapi.PyMemoryView_FromMemory
-    _view.restype = ctypes.py_object
-    _view.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
-
-
-_BYTES_HEAD = bytes.__basicsize__ - 1
-_WRITABLE = 0x200
-
-
-def new_bytes(size: int) -> tuple[bytes | None, bytearray | memoryview]:
-    """Bytes that nobody else knows yet, and a view to fill them by; no bytes but a buffer where they are better copied."""
-    if size < FRESH_BYTES or _fresh_bytes is None:
-        return None, bytearray(size)
-    data: bytes = _fresh_bytes(None, size)
-    return data, _view(id(data) + _BYTES_HEAD, size, _WRITABLE)
