@@ -7,17 +7,23 @@ draining is called off. So a drain that was interrupted goes on where it was: wh
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
-from itertools import islice
 
 from dstorage.commit import Committer
-from dstorage.errors import StoreFull
+from dstorage.controller import ControllerStatus
+from dstorage.errors import InvalidArgumentError, StoreFull
 from dstorage.index import Index
 from dstorage.mover import Mover
 from dstorage.paging.writeback import WriteBack
+from dstorage.record import Record
 from dstorage.registry import Entry, Registry
+from dstorage.transfer import BATCH_CHUNKS
 
-IDS_AT_A_TIME = 1024
+LOOKED_AT_A_TIME = 1024
+"""Chunks looked at in one turn of the loop."""
+COMMIT_S = 5.0
+"""After so long what has moved is committed, so that the next drain need not move it again after a crash."""
 
 
 class Drainer:
@@ -42,6 +48,8 @@ class Drainer:
 
     async def drain(self, entry: Entry, advance: Callable[[int], None]) -> int:
         """Move everything off `entry`; see `Store.drain`."""
+        if not any(self._takes(other) for other in self._registry if other is not entry):
+            raise StoreFull(f"nothing can take what is on controller {entry.name!r}: add another that is durable")
         await self._committer.exclusively(lambda: self._registry.declare_draining(entry, True))
         pinned = self._writeback.pinned
         for id in [id for id, index in pinned.items() if index == entry.index]:
@@ -56,28 +64,58 @@ class Drainer:
 
     async def call_off(self, entry: Entry) -> None:
         """Let `entry` take chunks again."""
+        if entry.removed:
+            raise InvalidArgumentError(f"controller {entry.name!r} was declared removed, which is for ever")
         await self._committer.exclusively(lambda: self._registry.declare_draining(entry, False))
 
+    @staticmethod
+    def _takes(entry: Entry) -> bool:
+        return entry.controller is not None and not (entry.controller.volatile or entry.draining or entry.removed)
+
     async def _round(self, entry: Entry, advance: Callable[[int], None]) -> int:
-        moved = 0
-        ids = self._index.ids()
-        while part := list(islice(ids, IDS_AT_A_TIME)):
-            records = []
-            for id in part:
-                record, *copies = self._index.places(id) or (None,)
-                if record is not None and record.controller == entry.index:
-                    records.append(id)
-                elif record is not None and any(copy.controller == entry.index for copy in copies):
+        """Look at all chunks once; returns how many of them, or their copies, were on `entry`."""
+        found = looked = 0
+        batch: list[int] = []
+        committed = time.monotonic()
+
+        async def carry() -> None:
+            nonlocal looked, committed
+            if batch:
+                nobody = f"nothing can take the chunks of controller {entry.name!r}: add a controller with room, or cancel the drain"
+                await self._mover.move_to_fastest(batch, StoreFull(nobody))
+                batch.clear()
+            advance(looked)
+            looked = 0
+            if time.monotonic() - committed > COMMIT_S:
+                await self._committer.commit()
+                committed = time.monotonic()
+            await asyncio.sleep(0)
+
+        for id in self._index.ids():
+            looked += 1
+            record, *copies = self._index.places(id) or (None,)
+            if record is not None and record.controller == entry.index:
+                batch.append(id)
+                found += 1
+            elif record is not None and any(copy.controller == entry.index for copy in copies):
+                if self._readable(record):
                     kept = tuple(copy for copy in copies if copy.controller != entry.index)
                     self._index.put(id, record, copies=kept)
-                    moved += 1
-            if records:
-                nobody = f"nothing can take the {len(records)} chunks of controller {entry.name!r}: add a controller with room"
-                await self._mover.move_to_fastest(records, StoreFull(nobody))
-                moved += len(records)
-            advance(len(part))
-            await asyncio.sleep(0)
-        return moved
+                else:
+                    # Not before there is another place from which it can be read.
+                    batch.append(id)
+                found += 1
+            if len(batch) == BATCH_CHUNKS or looked == LOOKED_AT_A_TIME:
+                await carry()
+        await carry()
+        return found
+
+    def _readable(self, record: Record) -> bool:
+        entry = self._registry[record.controller]
+        return entry is not None and entry.status not in (
+            ControllerStatus.TEMPORARILY_UNAVAILABLE,
+            ControllerStatus.REMOVED,
+        )
 
 
 def _nobody(count: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import islice
 
+from dstorage.controller import ControllerStatus
 from dstorage.errors import DStorageError, Lost, StoreFull, TemporarilyUnavailable
 from dstorage.events import Events
 from dstorage.index import Index
@@ -103,25 +104,40 @@ class Mover:
             await self.move_to_fastest(ids, StoreFull(nobody))
 
     async def move_to_fastest(self, ids: list[int], nobody: DStorageError) -> None:
-        """Move chunks to the fastest durable controller that takes them.
+        """Move at most `BATCH_CHUNKS` chunks, those that there still are, to the fastest durable controller that takes them.
 
         Raises:
             StoreFull, TemporarilyUnavailable: What the last of them said; `nobody` if there is none.
         """
         failure = nobody
+        left = {id: record.controller for id in ids if (record := self._index.get(id)) is not None}
         for target in self._registry.by_rank():
             if target.controller is None or target.controller.volatile or target.draining:
                 continue
+            if target.status not in (ControllerStatus.OK, ControllerStatus.FULL):
+                failure = TemporarilyUnavailable(
+                    f"controller {target.name!r} takes nothing now", controller=target.name
+                )
+                continue
             try:
-                await self.move(ids, target)
+                await self.move(left, target)
                 return
             except (StoreFull, TemporarilyUnavailable) as error:
                 failure = error
+            # What it did take stays there.
+            now = {id: self._index.get(id) for id in left}
+            left = {id: old for id, old in left.items() if (record := now[id]) is not None and record.controller == old}
         raise failure
 
     async def _move(self, chunks: list[Chunk], target: Entry) -> int:
         """Carry one part: what was at each chunk's place is at `target` afterwards, unless somebody changed the chunk."""
-        places = await self._transfer.copy(chunks, target)
+        places: list[Locator | Exception]
+        try:
+            places = await self._transfer.copy(chunks, target)
+        except TemporarilyUnavailable as error:
+            if error.controller == target.name:
+                raise
+            places = [error] * len(chunks)
         moved = 0
         failure: Exception | None = None
         for (id, old), answer in zip(chunks, places, strict=True):

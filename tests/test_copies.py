@@ -12,8 +12,9 @@ from memory_controller import Medium, MemoryController
 from turns import settle
 
 import dstorage
-from dstorage import InvalidArgumentError, Lost, Status, StoreFull, TemporarilyUnavailable, TierRule
+from dstorage import InvalidArgumentError, Lost, Status, StoreFull, TemporarilyUnavailable, TierRule, drain
 from dstorage.check import check
+from dstorage.testing import eventually
 
 DATA = bytes(range(256)) * 16
 WITH_COMMIT = TierRule(copy_to=("far",))
@@ -334,6 +335,78 @@ async def test_draining_takes_from_a_copy_what_is_damaged(tmp_path):
         assert not near.medium.cells
         assert [await read(store, id) for id in ids] == [bytes([number]) * 1000 for number in range(5)]
         assert {store.info(id).controller for id in ids} == {"mid"}
+
+
+async def test_draining_what_holds_the_only_copies_that_can_be_read_moves_them(tmp_path):
+    async with of_three(tmp_path, near=TierRule(copy_to=("far",))) as (store, near, _, far):
+        ids = [await stored(store, bytes([number]) * 1000) for number in range(5)]
+        near.set_unavailable(True)
+        assert await store.drain("far") == 5
+        assert not far.medium.cells
+        assert [await read(store, id) for id in ids] == [bytes([number]) * 1000 for number in range(5)]
+        assert {store.info(id).controller for id in ids} == {"mid"}
+        assert await store.drain("far") == 0
+        near.set_unavailable(False)
+        # What is not loaded counts as little.
+        await store.migrate(ids, to="near")
+        await store.cancel_drain("far")
+        await store.make_copies()
+        await store.unload("near")
+        assert await store.drain("far") == 5
+        await store.declare_removed("far")
+        assert {store.info(id).controller for id in ids} == {"mid"}
+
+
+async def test_draining_goes_on_while_chunks_are_deleted(tmp_path):
+    async with of_three(tmp_path) as (store, near, _, _):
+        ids = [await stored(store, bytes(100)) for _ in range(200)]
+        near.gate = asyncio.Event()
+        draining = asyncio.create_task(store.drain("near"))
+        await eventually(lambda: store.controllers()[0].draining, "it has begun")
+        await settle()
+        for id in ids[::3]:
+            with store.handle(id) as handle:
+                handle.delete()
+        near.gate.set()
+        await asyncio.wait_for(draining, 20)
+        assert not near.medium.cells
+        assert {store.info(id).controller for id in store.ids()} == {"mid"}
+
+
+async def test_what_one_controller_took_before_it_was_full_stays_there(tmp_path):
+    async with of_three(tmp_path) as (store, near, mid, far):
+        for _ in range(20):
+            await stored(store, bytes(1000))
+        mid.capacity = 12_000
+        assert await store.drain("near") == 20
+        assert (len(mid.medium.cells), len(far.medium.cells)) == (12, 8)
+        assert not near.medium.cells
+        assert len(far.writes) == 8
+
+
+async def test_draining_to_nowhere_is_refused_before_anything_is_declared(tmp_path):
+    async with of_three(tmp_path) as (store, *_):
+        await stored(store)
+        for name in ("mid", "far"):
+            await store.drain(name)
+        with pytest.raises(StoreFull, match="add another"):
+            await store.drain("near")
+        assert [info.draining for info in store.controllers()] == [False, True, True]
+        await store.declare_removed("far")
+        with pytest.raises(InvalidArgumentError, match="for ever"):
+            await store.cancel_drain("far")
+
+
+async def test_a_long_drain_commits_now_and_then_and_tells_its_progress(tmp_path, monkeypatch):
+    monkeypatch.setattr(drain, "COMMIT_S", 0.0)
+    async with of_three(tmp_path) as (store, near, *_):
+        for _ in range(200):
+            await stored(store, bytes(100))
+        seen = []
+        assert await store.drain("near", advance=lambda count: seen.append((count, len(near.medium.cells)))) == 200
+        assert sum(count for count, _ in seen) == 200
+        assert max(count for count, _ in seen) <= 64
+        assert seen[-1][1] < 200, "what was committed is free already"
 
 
 async def test_what_is_asked_for_on_a_controller_that_drains_goes_elsewhere_and_a_removed_one_is_refused(tmp_path):

@@ -241,7 +241,7 @@ def controllers(store: StorePath, json: AsJson = False) -> None:
                         r["name"],
                         r["kind"],
                         r["rank"],
-                        "draining" if r["draining"] else r["status"],
+                        "draining" if r["draining"] and r["status"] == "ok" else r["status"],
                         r["used"],
                         r["total"] or "unbounded",
                         r["error"] or "",
