@@ -16,15 +16,16 @@ import dstorage
 from dstorage.server.command import (
     COMPATIBLE,
     NOT_AN_INTEGER,
+    SYNTAX,
     Command,
     CommandError,
     Work,
     to_integer,
-    unknown_subcommand,
 )
 from dstorage.server.glob import matcher
 from dstorage.server.protocol import MAX_BULK
 from dstorage.server.replies import OK, array, bulk, integer, mapping, text
+from dstorage.server.subcommands import Container, Subcommand
 
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection
@@ -48,10 +49,20 @@ class Admin:
             return Command(name, run, arity, more.pop("flags", "loading stale fast"), (0, 0, 0), group, summary, **more)
 
         server = "server"
+        config = Container(
+            "config",
+            [
+                Subcommand("GET <pattern> ...", self._config_get, -3, "Settings that match."),
+                Subcommand(
+                    "SET <setting> <value> ...", self._config_set, -4, "Refused: see the options of `dstorage serve`."
+                ),
+                Subcommand("REWRITE", self._config_set, 2, "Refused: see the options of `dstorage serve`."),
+                Subcommand("RESETSTAT", self._resetstat, 2, "Let INFO count from zero."),
+            ],
+        )
         return [
             make("info", self._info, -1, "Tell about the server", server),
-            make("config", self._config, -2, "Tell about settings", server, flags="admin loading stale"),
-            make("command", self._command, -1, "Tell about commands", server),
+            make("config", config, -2, "Tell about settings", server, flags="admin loading stale"),
             make("time", self._time, 1, "The server's time", server),
             make("lolwut", self._lolwut, -1, "Show the version", server),
             make("save", self._commit, 1, "Make everything durable", server, flags="admin"),
@@ -79,7 +90,10 @@ class Admin:
         return work()
 
     def _background_commit(self, link: Connection, args: list[Any]) -> None:
-        self._server.spawn(self._server.commit())
+        if len(args) > 2 or (len(args) == 2 and args[1].upper() != b"SCHEDULE"):
+            raise CommandError(SYNTAX)
+        if not self._server.commit_soon():
+            raise CommandError("ERR Background save already in progress")
         link.out.append(b"+Background saving started\r\n")
 
     def _lastsave(self, link: Connection, args: list[Any]) -> None:
@@ -154,9 +168,12 @@ class Admin:
             "Memory",
             {
                 "used_memory": stats.used,
+                "used_memory_human": _human(stats.used),
                 "used_memory_dirty": stats.dirty,
                 "used_memory_rss": memory,
+                "used_memory_rss_human": _human(memory),
                 "maxmemory": stats.budget,
+                "maxmemory_human": _human(stats.budget),
                 "maxmemory_now": stats.limit,
                 "maxmemory_policy": "noeviction",
             },
@@ -166,6 +183,7 @@ class Admin:
             {
                 "loading": 0,
                 "rdb_last_save_time": int(server.committed_at),
+                "rdb_bgsave_in_progress": int(server.committing),
                 "rdb_last_bgsave_status": "ok" if server.commit_failure is None else "err",
                 "aof_enabled": 1,
                 "commits": stats.commits,
@@ -180,8 +198,12 @@ class Admin:
             "Stats",
             {
                 "total_connections_received": server.accepted,
+                "total_commands_processed": server.commands,
+                "instantaneous_ops_per_sec": server.rate,
                 "rejected_connections": server.rejected,
                 "expired_keys": keyspace.expired,
+                "keyspace_hits": keyspace.hits,
+                "keyspace_misses": keyspace.misses,
                 "evicted_keys": 0,
                 "evicted_chunks": stats.evictions,
                 "unavailable_chunks": stats.unavailable,
@@ -192,26 +214,21 @@ class Admin:
         keys = {"db0": f"keys={keyspace.count},expires={len(keyspace.expires)},avg_ttl=0"} if keyspace.count else {}
         yield "Keyspace", dict(keys)
 
-    def _config(self, link: Connection, args: list[Any]) -> None:
-        match args[1].upper(), args[2:]:
-            case b"GET", [_, *_] as patterns:
-                matches = [matcher(pattern.lower()) for pattern in patterns]
-                found = [
-                    (bulk(name.encode()), bulk(str(value).encode()))
-                    for name, value in self._settings().items()
-                    if any(match(name.encode()) for match in matches)
-                ]
-                link.out.append(mapping(found, link.version))
-            case b"RESETSTAT", []:
-                link.out.append(OK)
-            case b"SET" | b"REWRITE", _:
-                raise CommandError(
-                    "ERR settings are given to `dstorage serve` when it starts; none can be changed here"
-                )
-            case b"GET", _:
-                raise CommandError("ERR wrong number of arguments for 'config|get' command")
-            case _:
-                raise CommandError(unknown_subcommand("config", args[1]))
+    def _config_get(self, link: Connection, args: list[Any]) -> None:
+        matches = [matcher(pattern.lower()) for pattern in args[2:]]
+        found = [
+            (bulk(name.encode()), bulk(str(value).encode()))
+            for name, value in self._settings().items()
+            if any(match(name.encode()) for match in matches)
+        ]
+        link.out.append(mapping(found, link.version))
+
+    def _config_set(self, link: Connection, args: list[Any]) -> None:
+        raise CommandError("ERR settings are given to `dstorage serve` when it starts; none can be changed here")
+
+    def _resetstat(self, link: Connection, args: list[Any]) -> None:
+        self._server.reset_statistics()
+        link.out.append(OK)
 
     def _settings(self) -> dict[str, object]:
         server = self._server
@@ -230,62 +247,6 @@ class Admin:
             "unixsocket": server.unix or "",
         }
 
-    def _command(self, link: Connection, args: list[Any]) -> None:
-        table = {command.name: command for command in self._server.table.values()}
-        name = args[1].upper() if len(args) > 1 else b"INFO"
-        wanted = [arg.decode(errors="replace").lower() for arg in args[2:]]
-        match name:
-            case b"COUNT" if len(args) == 2:
-                link.out.append(integer(len(table)))
-            case b"LIST" if len(args) == 2:
-                link.out.append(array([bulk(name.encode()) for name in table]))
-            case b"INFO":
-                chosen = [table.get(name) for name in wanted] if wanted else list(table.values())
-                link.out.append(array([_info(one) if one else _none(link) for one in chosen]))
-            case b"DOCS":
-                documented = [table[name] for name in wanted if name in table] if wanted else table.values()
-                link.out.append(mapping([_docs(one, link.version) for one in documented], link.version))
-            case b"GETKEYS" if len(args) < 4:
-                raise CommandError("ERR wrong number of arguments for 'command|getkeys' command")
-            case b"GETKEYS":
-                known = table.get(wanted[0])
-                if known is None:
-                    raise CommandError("ERR Invalid command specified")
-                if not known.least <= len(args) - 2 <= known.most:
-                    raise CommandError("ERR Invalid number of arguments specified for command")
-                first, last, step = known.keys
-                if not first:
-                    raise CommandError("ERR The command has no key arguments")
-                keys = args[2:][first : (last + 1) or None : step]
-                link.out.append(array([bulk(key) for key in keys]))
-            case _:
-                raise CommandError(unknown_subcommand("command", args[1]))
-
-
-def _none(link: Connection) -> bytes:
-    return b"*-1\r\n" if link.version == 2 else link.nil
-
-
-def _info(command: Command) -> bytes:
-    first, last, step = command.keys
-    return array(
-        [
-            bulk(command.name.encode()),
-            integer(command.arity),
-            array([b"+%b\r\n" % flag.encode() for flag in command.flags.split()]),
-            integer(first),
-            integer(last),
-            integer(step),
-            array([b"+@%b\r\n" % command.group.encode()]),
-            *[b"*0\r\n"] * 3,
-        ]
-    )
-
-
-def _docs(command: Command, version: int) -> tuple[bytes, bytes]:
-    facts = [("summary", command.summary), ("since", "1.0.0"), ("group", command.group), ("complexity", "O(1)")]
-    return bulk(command.name.encode()), mapping([(bulk(k.encode()), bulk(v.encode())) for k, v in facts], version)
-
 
 def _timeout(raw: bytes) -> float | None:
     try:
@@ -295,3 +256,8 @@ def _timeout(raw: bytes) -> float | None:
     if milliseconds < 0:
         raise CommandError("ERR timeout is negative")
     return milliseconds / 1000 or None
+
+
+def _human(size: int) -> str:
+    power = min(max(size.bit_length() - 1, 0) // 10, 4)
+    return f"{size / 1024**power:.2f}{'BKMGT'[power]}"

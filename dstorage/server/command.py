@@ -96,9 +96,3 @@ def to_integer(raw: bytes | bytearray, error: str = NOT_AN_INTEGER) -> int:
     if not MIN_INTEGER <= value <= MAX_INTEGER:
         raise CommandError(error)
     return value
-
-
-def unknown_subcommand(command: str, name: bytes | bytearray) -> str:
-    """The reply to a subcommand there is not."""
-    shown = bytes(name[:128]).decode(errors="replace")
-    return f"ERR unknown subcommand '{shown}'. Try {command.upper()} HELP."

@@ -37,6 +37,8 @@ FLUSH_BYTES = 2**18
 WEB = (b"post", b"host:")
 """What a browser says that a web page sent here. It is hung up on, as by Redis, before it gets to the commands in the page's text:
 loopback is no protection against the browser of this machine's user."""
+CLUSTER = (b"cluster", b"readonly", b"readwrite", b"asking")
+"""What clients of a Cluster say at first."""
 PATIENCE_S = 30.0
 """How long a command waits for room or for a chunk that is temporarily unavailable."""
 
@@ -57,6 +59,7 @@ class Connection(asyncio.BufferedProtocol):
         bulky: Bytes of the long ones among them; if there are any, they are not copied together.
         table: The commands it may use, by name in lower and upper case.
         copy_below: Values shorter than this are copied into one buffer with others; longer ones are handed to the socket as they are.
+        atomic: Whether a command has to be done in this step of the loop, whatever it costs others.
         transaction: What it has begun with WATCH or MULTI.
         closing: Nothing more is to be done for it.
         last: Second in which it was last heard of.
@@ -69,6 +72,7 @@ class Connection(asyncio.BufferedProtocol):
         self.server = server
         self.id = 0
         self.copy_below = self.COPY_BELOW
+        self.atomic = False
         self.transaction: Transaction | None = None
         self.name = b""
         self.library: dict[bytes, bytes] = {}
@@ -138,7 +142,9 @@ class Connection(asyncio.BufferedProtocol):
         while True:
             trusted = parser.trusted
             try:
-                queue.extend(parser.feed(data))
+                commands = parser.feed(data)
+                self.server.commands += len(commands)
+                queue.extend(commands)
             except ProtocolError as failure:
                 queue.extend([*failure.commands, _End([f"ERR Protocol error: {failure}"])])
             if trusted or not queue:
@@ -306,6 +312,9 @@ class Connection(asyncio.BufferedProtocol):
             log.warning("hung up on %s, which speaks HTTP: a web page may be trying to get at this node", self.peer)
             self.closing = True
             return None
+        if name in CLUSTER:
+            self._drop_long(args)
+            raise CommandError("ERR This instance has cluster support disabled")
         if command is None:
             self._drop_long(args)
             raise CommandError(self._unknown(name, args))
@@ -520,6 +529,17 @@ class Connection(asyncio.BufferedProtocol):
         """Its address."""
         peer = self._transport.get_extra_info("peername")
         return f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else "unix:0"
+
+    @property
+    def here(self) -> str:
+        """The server's address of it."""
+        name = self._transport.get_extra_info("sockname")
+        return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else f"{name}:0"
+
+    @property
+    def memory(self) -> int:
+        """What it takes beside the budget, bytes."""
+        return self._buffered + self.unread
 
     @property
     def unread(self) -> int:

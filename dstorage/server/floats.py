@@ -10,16 +10,31 @@ DECIMALS = 17
 MAX_DIGITS = 4000
 MAX_EXPONENT = 4000
 """Largest power of ten; Redis goes on to 4932, Python's conversions to text end at 4300 digits."""
+_INFINITY = re.compile(rb"[+-]?inf(inity)?", re.IGNORECASE)
+_HEXADECIMAL = re.compile(rb"([+-]?)0x([\da-f]+\.?[\da-f]*|\.[\da-f]+)(?:p([+-]?\d{1,5}))?", re.IGNORECASE)
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d{1,5}))?")
 
 
 def parse(raw: bytes | bytearray) -> Fraction | None:
     """The number in `raw`, or None if it is none (infinity included)."""
-    match = _NUMBER.fullmatch(raw) if len(raw) <= MAX_DIGITS else None
-    if match is None or abs(int(match[1] or 0)) > MAX_EXPONENT:
+    if len(raw) > MAX_DIGITS:
         return None
-    value = Fraction(raw.decode())
+    if (match := _HEXADECIMAL.fullmatch(raw)) is not None:
+        sign, digits, exponent = match.groups(b"0")
+        if abs(int(exponent)) > MAX_EXPONENT:
+            return None
+        whole, _, behind = digits.partition(b".")
+        value = Fraction(int(sign + whole + behind, 16)) * Fraction(2) ** (int(exponent) - 4 * len(behind))
+    elif (match := _NUMBER.fullmatch(raw)) is not None and abs(int(match[1] or 0)) <= MAX_EXPONENT:
+        value = Fraction(raw.decode())
+    else:
+        return None
     return _rounded(value) if abs(value) < 10**MAX_EXPONENT else None
+
+
+def infinite(raw: bytes | bytearray) -> bool:
+    """Whether `raw` says infinity."""
+    return _INFINITY.fullmatch(raw) is not None
 
 
 def add(a: Fraction, b: Fraction) -> Fraction:

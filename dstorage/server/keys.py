@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dstorage.server.command import SYNTAX, Command, CommandError, Work, to_integer
@@ -11,6 +12,7 @@ from dstorage.server.expiry import MILLISECONDS, SECONDS, Condition, to_any_mome
 from dstorage.server.glob import matcher
 from dstorage.server.keyspace import LARGE_VALUE, MAX_CURSOR, Keyspace, now
 from dstorage.server.replies import OK, array, bulk, integer
+from dstorage.server.subcommands import Container, Subcommand
 
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection
@@ -38,6 +40,8 @@ class Keys:
         def make(name: str, run: Any, arity: int, flags: str, keys: tuple[int, int, int], summary: str) -> Command:
             return Command(name, run, arity, flags, keys, "generic", summary)
 
+        usage = Subcommand("USAGE <key> [SAMPLES <count>]", self._usage, -3, "Bytes that a key and its value take.")
+        memory = Container("memory", [usage])
         return [
             make("del", self._delete, -2, "write", all_, "Delete keys"),
             make("unlink", self._delete, -2, write, all_, "Delete keys"),
@@ -59,7 +63,7 @@ class Keys:
             make("dbsize", self._dbsize, 1, read, none, "Number of keys"),
             make("flushdb", self._flush, -1, "write", none, "Remove all keys"),
             make("flushall", self._flush, -1, "write", none, "Remove all keys"),
-            make("memory", self._memory, -2, "readonly", (2, 2, 1), "Tell about memory: MEMORY USAGE key"),
+            make("memory", memory, -2, "readonly", (2, 2, 1), "Tell about memory: MEMORY USAGE key"),
         ]
 
     def _delete(self, link: Connection, args: list[Any]) -> None:
@@ -164,20 +168,40 @@ class Keys:
         found = [bulk(key) for key in keys if matches(key)] if wanted == b"string" else []
         link.out.append(array([bulk(b"%d" % following), array(found)]))
 
-    def _keys(self, link: Connection, args: list[Any]) -> Work:
-        return self._matching(link, args[1])
-
-    async def _matching(self, link: Connection, pattern: bytes) -> None:
-        matches = matcher(pattern)
-        cursor = 0
+    def _keys(self, link: Connection, args: list[Any]) -> Work | None:
         found: list[bytes] = []
+        steps = self._matching(args[1], found, link.server.limits.request)
+        if link.atomic:
+            for _ in steps:
+                pass
+            link.out.append(array(found))
+            return None
+
+        async def work() -> None:
+            for _ in steps:
+                await asyncio.sleep(0)
+            link.out.append(array(found))
+
+        return work()
+
+    def _matching(self, pattern: bytes, found: list[bytes], most: int) -> Iterator[None]:
+        """Add the keys that match to `found`, some at each step.
+
+        Raises:
+            CommandError: They have more than `most` bytes.
+        """
+        matches = matcher(pattern)
+        cursor = size = 0
         while True:
             cursor, keys = self._some(cursor, AT_A_TIME)
-            found += [bulk(key) for key in keys if matches(key)]
+            some = [bulk(key) for key in keys if matches(key)]
+            size += sum(map(len, some))
+            if size > most:
+                raise CommandError(f"ERR the keys that match have more than {most} bytes: use SCAN")
+            found += some
             if not cursor:
-                break
-            await asyncio.sleep(0)
-        link.out.append(array(found))
+                return
+            yield
 
     def _randomkey(self, link: Connection, args: list[Any]) -> None:
         for start in (random.randrange(MAX_CURSOR), 0):  # noqa: S311 - any key, no secret
@@ -205,13 +229,10 @@ class Keys:
 
         return wait()
 
-    def _memory(self, link: Connection, args: list[Any]) -> None:
-        if args[1].upper() != b"USAGE":
-            name = args[1].decode(errors="replace")
-            raise CommandError(f"ERR unknown subcommand '{name}'. Try MEMORY HELP.")
-        if len(args) not in (3, 5):
-            raise CommandError("ERR wrong number of arguments for 'memory|usage' command")
-        if len(args) == 5 and (args[3].upper() != b"SAMPLES" or to_integer(args[4]) < 0):
+    def _usage(self, link: Connection, args: list[Any]) -> None:
+        if len(args) not in (3, 5) or (len(args) == 5 and args[3].upper() != b"SAMPLES"):
+            raise CommandError(SYNTAX)
+        if len(args) == 5 and to_integer(args[4]) < 0:
             raise CommandError(SYNTAX)
         number = self._keyspace.find(args[2])
         if not number:

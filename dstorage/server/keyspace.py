@@ -73,6 +73,9 @@ class Keyspace:
         hot: Key -> handle of its value, for some keys with plain values; their contents may have left memory.
         expires: Key -> milliseconds since 1970, for all keys that expire.
         count: Number of keys.
+        hits: Values that were asked for and there.
+        misses: Values that were asked for and not there.
+        expired: Keys that have expired.
     """
 
     def __init__(self, chunks: Chunks, large: LargeValues) -> None:
@@ -82,7 +85,7 @@ class Keyspace:
         self.hot: dict[bytes, Handle] = {}
         self.expires: dict[bytes, int] = {}
         self.count = 0
-        self.expired = 0
+        self.hits = self.misses = self.expired = 0
         self._due: list[tuple[int, bytes]] = []
         self._watches: dict[bytes, set[Watch]] = {}
         self._cleaning: asyncio.Task[None] | None = None
@@ -152,10 +155,15 @@ class Keyspace:
             Absent: The value is not in memory.
         """
         number = self.find(key)
-        if not number or number & LARGE_VALUE:
-            return number or None
+        if not number:
+            self.misses += 1
+            return None
+        if number & LARGE_VALUE:
+            self.hits += 1
+            return number
         handle = self.chunks.resident(number)
         self._remember(key, handle)
+        self.hits += 1
         return handle
 
     def _remember(self, key: bytes, handle: Handle) -> None:

@@ -75,6 +75,8 @@ class Numbers:
         raw = self._number(args[1])
         old = floats.parse(b"0" if raw is None else raw)
         amount = floats.parse(args[2])
+        if old is not None and floats.infinite(args[2]):
+            raise CommandError("ERR increment would produce NaN or Infinity")
         if old is None or amount is None:
             raise CommandError(NOT_A_FLOAT)
         value = floats.show(floats.add(old, amount))

@@ -20,8 +20,10 @@ from typing import Any
 from dstorage.errors import DStorageError, InvalidArgumentError
 from dstorage.server.admin import Admin
 from dstorage.server.chunks import Chunks
+from dstorage.server.clients import Clients
 from dstorage.server.command import Command
 from dstorage.server.connection import Connection
+from dstorage.server.introspection import Introspection
 from dstorage.server.keys import Keys
 from dstorage.server.keyspace import Keyspace
 from dstorage.server.large import LargeValues
@@ -104,6 +106,8 @@ class Server:
             Keys(self.keyspace),
             self.transactions,
             Sessions(self),
+            Clients(self),
+            Introspection(self),
             Admin(self),
         ):
             for command in group.commands():
@@ -115,11 +119,13 @@ class Server:
         self.unread_limit = min(self.limits.buffers, store.options.budget // UNREAD_IN_BUDGET)
         self.receive_view = memoryview(bytearray(RECEIVE_BYTES))
         self.connections: dict[Connection, None] = {}
-        self.accepted = self.rejected = 0
+        self.last_id = 0
+        self.reset_statistics()
         self.buffered = 0
         self.second = 0
         self.started_at = self.committed_at = time.time()
         self.commit_failure: DStorageError | None = None
+        self.committing = False
         self.run_id = secrets.token_hex(20)
         self.hosts: list[str] = []
         self.port: int | None = None
@@ -188,7 +194,8 @@ class Server:
     def entered(self, connection: Connection) -> str | None:
         """There is one connection more; returns why it is refused, or None."""
         self.accepted += 1
-        connection.id = self.accepted
+        self.last_id += 1
+        connection.id = self.last_id
         if len(self.connections) >= self.limits.connections:
             self.rejected += 1
             return "ERR max number of clients reached"
@@ -220,22 +227,39 @@ class Server:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def commit(self) -> None:
-        """Make everything durable; a failure is kept for INFO, for the next commit may succeed."""
+    def reset_statistics(self) -> None:
+        """Count from zero what INFO tells."""
+        self.accepted = self.rejected = self.commands = self.rate = 0
+        self.keyspace.hits = self.keyspace.misses = self.keyspace.expired = 0
+
+    def commit_soon(self) -> bool:
+        """Begin to make everything durable; False if that is under way already."""
+        if self.committing:
+            return False
+        self.committing = True
+        self.spawn(self._commit())
+        return True
+
+    async def _commit(self) -> None:
+        """A failure is kept for INFO, for the next commit may succeed."""
         try:
             await self.store.commit()
         except DStorageError as failure:
             self.commit_failure = failure
         else:
             self.commit_failure = None
+        finally:
+            self.committing = False
 
     async def _mind(self) -> None:
         """What has to be done every second."""
         start = time.monotonic()
         commits = self.store.stats().commits
+        before = 0
         while True:
             await asyncio.sleep(1)
             self.second = int(time.monotonic() - start)
+            self.rate, before = max(self.commands - before, 0), self.commands
             await self.keyspace.expire_due()
             if (now := self.store.stats().commits) != commits:
                 commits, self.committed_at = now, time.time()
@@ -300,7 +324,9 @@ class Server:
 
 def _bind_unix(place: Path) -> socket.socket:
     if not hasattr(socket, "AF_UNIX"):
-        raise InvalidArgumentError(f"{place} cannot be listened at: there are no unix sockets here; listen on a port of this machine")
+        raise InvalidArgumentError(
+            f"{place} cannot be listened at: there are no unix sockets here; listen on a port of this machine"
+        )
     if place.exists():
         if not stat.S_ISSOCK(place.stat().st_mode):
             raise InvalidArgumentError(f"{place} exists and is no socket: name another path")

@@ -6,8 +6,9 @@ import hashlib
 import hmac
 from typing import TYPE_CHECKING, Any
 
-from dstorage.server.command import COMPATIBLE, SYNTAX, Command, CommandError, to_integer, unknown_subcommand
-from dstorage.server.replies import OK, bulk, integer, mapping, text
+from dstorage.server.clients import checked_name
+from dstorage.server.command import COMPATIBLE, SYNTAX, Command, CommandError, to_integer
+from dstorage.server.replies import OK, bulk, integer, mapping
 
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection
@@ -51,7 +52,6 @@ class Sessions:
             make("hello", self._hello, -1, "Choose the version of the protocol", flags="noauth loading stale fast"),
             make("auth", self._auth, -2, "Show the password", flags="noauth loading stale fast"),
             make("select", self._select, 2, "Choose the database: there is only 0"),
-            make("client", self._client, -2, "Tell about connections"),
             make("quit", self._quit, -1, "End the connection", flags="noauth loading stale fast"),
             make("reset", self._reset, 1, "Make the connection as it was at first", flags="noauth loading stale fast"),
         ]
@@ -116,7 +116,7 @@ class Sessions:
                 credentials = args[position + 1], args[position + 2]
                 position += 3
             elif option == b"SETNAME" and left:
-                name = _checked_name(args[position + 1])
+                name = checked_name(args[position + 1])
                 position += 2
             else:
                 raise CommandError(f"ERR Syntax error in HELLO option '{args[position].decode(errors='replace')}'")
@@ -141,44 +141,3 @@ class Sessions:
             (b"modules", b"*0\r\n"),
         ]
         link.out.append(mapping([(bulk(key), value) for key, value in facts], version))
-
-    def _client(self, link: Connection, args: list[Any]) -> None:
-        name = args[1].upper()
-        match name, args[2:]:
-            case b"ID", []:
-                link.out.append(integer(link.id))
-            case b"GETNAME", []:
-                link.out.append(bulk(link.name) if link.name else link.nil)
-            case b"SETNAME", [given]:
-                link.name = _checked_name(given)
-                link.out.append(OK)
-            case b"SETINFO", [what, value]:
-                if what.upper() not in (b"LIB-NAME", b"LIB-VER"):
-                    raise CommandError(f"ERR Unrecognized option '{what.decode(errors='replace')}'")
-                link.library[what.lower()] = _checked_name(value)
-                link.out.append(OK)
-            case b"INFO", []:
-                link.out.append(text([_described(link)], link.version))
-            case b"LIST", []:
-                link.out.append(text([_described(other) for other in self._server.connections], link.version))
-            case (b"NO-EVICT" | b"NO-TOUCH", [switch]) if switch.upper() in (b"ON", b"OFF"):
-                # Connections are not evicted, and do not count as use of a key but by what they do.
-                link.out.append(OK)
-            case _:
-                raise CommandError(unknown_subcommand("client", args[1]))
-
-
-def _described(link: Connection) -> str:
-    server = link.server
-    library = {key: value.decode() for key, value in link.library.items()}
-    return (
-        f"id={link.id} addr={link.peer} name={link.name.decode()} age={server.second - link.since} "
-        f"idle={server.second - link.last} flags=N db=0 resp={link.version} "
-        f"lib-name={library.get(b'lib-name', '')} lib-ver={library.get(b'lib-ver', '')}"
-    )
-
-
-def _checked_name(name: bytes | bytearray) -> bytes:
-    if any(not 33 <= byte <= 126 for byte in name):
-        raise CommandError("ERR Client names cannot contain spaces, newlines or special characters.")
-    return bytes(name)

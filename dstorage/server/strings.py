@@ -83,6 +83,7 @@ class Strings:
             size = len(buffer)
             if size < link.copy_below and (moment is None or moment > now()):
                 handle.hot = True
+                self._keyspace.hits += 1
                 link.out.append(b"$%d\r\n%b\r\n" % (size, buffer))  # type: ignore[str-format]  # any buffer will do
                 return None
         return self._reply(link, key)

@@ -19,6 +19,7 @@ from dstorage.server.command import Command, CommandError, Work
 from dstorage.server.keyspace import LARGE_VALUE, Keyspace, Watch
 from dstorage.server.large import Upload
 from dstorage.server.replies import OK, error
+from dstorage.server.subcommands import Container
 
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection
@@ -197,6 +198,7 @@ class Transactions:
         self._chunks.lend(room)
         out, mark = link.out, len(link.out)
         link.copy_below = COPY_BELOW
+        link.atomic = True
         parts: list[Any] = [b"*%d\r\n" % len(begun.queued)]
         try:
             for command, args in begun.queued:
@@ -207,6 +209,7 @@ class Transactions:
                     parts.append(later)
         finally:
             link.copy_below = link.COPY_BELOW
+            link.atomic = False
             self._chunks.settle()
         return link.stream(parts)
 
@@ -262,6 +265,8 @@ def _queue(command: Command, link: Connection, args: list[Any]) -> None:
     begun = link.transaction
     assert begun is not None
     assert begun.queued is not None
+    if isinstance(command.run, Container):
+        command.run.chosen(args)
     weight = OVERHEAD
     for arg in args:
         weight += 64 + (0 if isinstance(arg, Upload) else len(arg))

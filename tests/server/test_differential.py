@@ -161,6 +161,21 @@ class Stream:
                         b"",
                         b"1234567.875",
                         b"1e17",
+                        *[
+                            b"0x10",
+                            b"0X1.8p3",
+                            b"-0x.8",
+                            b"0x",
+                            b"0x1p",
+                            b"inf",
+                            b"-Infinity",
+                            b"nan",
+                            b"+1",
+                            b"1.",
+                            b".5",
+                            b".",
+                        ],
+                        *[b"1e", b"1E5", b"1_0", b"00001", b"1e-400", b"-0", b" 1", b"1 ", b"0x1p-70"],
                         b"-0.000001",
                         b"%.6f" % r.uniform(-9, 9),
                     ]
@@ -212,7 +227,15 @@ class Stream:
                         ["CLIENT", "GETNAME"], ["CLIENT", "SETNAME", "a b"], ["AUTH", "x"], ["AUTH", "a", "b", "c"], ["HELLO", 4],
                         ["HELLO", "x"], ["HELLO", 2, "FOO"], ["MEMORY", "FOO"], ["CONFIG", "FOO"], ["OBJECT2", "x", self.key()],
                         ["CONFIG", "GET"], ["COMMAND", "GETKEYS", "GET", "k"], ["COMMAND", "GETKEYS", "MSET", "k", 1, "l", 2],
-                        ["COMMAND", "GETKEYS", "GET"], ["COMMAND", "GETKEYS", "NONE", "k"], ["COMMAND", "GETKEYS", "PING"], ["FLUSHALL", "x"],
+                        ["COMMAND", "GETKEYS", "GET"], ["COMMAND", "GETKEYS", "SET", "k"],
+                        ["COMMAND", "COUNT", "x"], ["COMMAND", "LIST", "FILTERBY", "PATTERN", "getr*"], ["COMMAND", "LIST", "FOO"],
+                        ["COMMAND", "INFO", "none"], ["COMMAND", "DOCS", "none"], ["CONFIG", "SET", "a"], ["CONFIG", "RESETSTAT", "x"],
+                        ["CONFIG", "GET", "maxmemory-p[no]licy", "none*"], ["CLUSTER", "INFO"], ["READONLY"], ["MEMORY", "USAGE", "none"],
+                        ["MEMORY", "USAGE", "none", "SAMPLES"], ["MEMORY", "USAGE", "none", "SAMPLES", "-1"], ["BGSAVE", "FOO"],
+                        ["CLIENT", "GETNAME", "x"], ["CLIENT", "NO-EVICT", "foo"], ["CLIENT", "NO-EVICT"], ["CLIENT", "LIST", "TYPE", "x"],
+                        ["CLIENT", "LIST", "ID", 99999], ["CLIENT", "LIST", "ID", "x"], ["CLIENT", "LIST", "FOO"], ["CLIENT", "REPLY", "ON"],
+                        ["CLIENT", "KILL", "1.2.3.4:5"], ["CLIENT", "KILL", "ID", 99999], ["CLIENT", "KILL", "ID", 0], ["CLIENT", "KILL", "a", "b", "c"],
+                        ["CLIENT", "KILL", "TYPE", "foo"], ["CLIENT", "TRACKING", "OFF"], ["CLIENT", "SETNAME", "name"], ["CLIENT", "SETNAME", ""], ["COMMAND", "GETKEYS", "NONE", "k"], ["COMMAND", "GETKEYS", "PING"], ["FLUSHALL", "x"],
                     ]
                 )  # fmt: skip
             case _:
@@ -226,8 +249,10 @@ def shown(reply):
     return f"error {reply}" if isinstance(reply, hiredis.ReplyError) else reply
 
 
-def same(command, theirs, ours):
+def same(command, theirs, ours, commands):
     name = str(command[0]).upper()
+    if name == "EXEC" and isinstance(theirs, list):
+        return len(theirs) == len(ours) and all(map(same, commands[1:-1], theirs, ours, [()] * len(theirs)))
     theirs, ours = shown(theirs), shown(ours)
     if (
         name in ("TTL", "PTTL", "EXPIRETIME", "PEXPIRETIME")
@@ -252,6 +277,8 @@ async def test_random_commands_get_the_same_replies(both, seed, version):
     done = []
     for _ in range(60):
         commands = [stream.command() for _ in range(stream.random.choice([1, 5, 30]))]
+        if stream.random.random() < 0.3:
+            commands = [["MULTI"], *commands, [stream.random.choice(["EXEC", "EXEC", "DISCARD"])]]
         for command in commands:
             redis.write(*command)
             node.write(*command)
@@ -260,7 +287,7 @@ async def test_random_commands_get_the_same_replies(both, seed, version):
             theirs, ours = await redis.receive(), await node.receive()
             if command[0] == "HELLO" and not isinstance(theirs, hiredis.ReplyError):
                 continue
-            assert same(command, theirs, ours), (
+            assert same(command, theirs, ours, commands), (
                 f"after {len(done)} commands {command}: {shown(theirs)!r} != {shown(ours)!r}"
             )
     for key in KEYS:

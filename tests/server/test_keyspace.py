@@ -13,6 +13,7 @@ from nodes import Client
 
 from dstorage.server import keyspace
 from dstorage.server.glob import matcher
+from dstorage.server.server import Limits
 
 
 async def scan(client: Client, *options, between=None) -> list[bytes]:
@@ -24,6 +25,15 @@ async def scan(client: Client, *options, between=None) -> list[bytes]:
             return found
         if between is not None:
             await between()
+
+
+async def test_a_list_of_keys_has_a_longest_length(make_node):
+    node = await make_node(limits=Limits(request=10_000))
+    client = await node.client()
+    for number in range(200):
+        await client.send("SET", b"k%0100d" % number, "v")
+    assert "use SCAN" in str(await client.send("KEYS", "*"))
+    assert len(await client.send("KEYS", "*1")) == 20
 
 
 @pytest.mark.parametrize("count", [1, 10, 5000])

@@ -163,6 +163,56 @@ async def test_a_protocol_error_is_answered_after_what_came_before_and_ends_the_
         await client.receive()
 
 
+async def test_connections_are_listed_and_ended(client):
+    other = await client.node.client()
+    await other.send("CLIENT", "SETNAME", "other")
+    await other.send("CLIENT", "SETINFO", "LIB-NAME", "lib")
+    await other.send("MULTI")
+    await other.send("PING")
+    lines = (await client.send("CLIENT", "LIST")).decode().splitlines()
+    facts = [dict(fact.split("=", 1) for fact in line.split()) for line in lines]
+    assert facts[1]["name"] == "other"
+    assert facts[1]["lib-name"] == "lib"
+    assert facts[1]["multi"] == "1"
+    assert (await client.send("CLIENT", "LIST", "ID", facts[1]["id"])).decode().startswith(f"id={facts[1]['id']} ")
+    assert await client.send("CLIENT", "KILL", "ID", facts[1]["id"], "ADDR", "127.0.0.1:1") == 0
+    assert await client.send("CLIENT", "KILL", "ID", facts[1]["id"]) == 1
+    with pytest.raises(ConnectionResetError):
+        await other.receive()
+    assert await client.send("CLIENT", "KILL", "TYPE", "normal") == 0
+    assert await client.send("CLIENT", "KILL", facts[0]["addr"]) == b"OK"
+    with pytest.raises(ConnectionResetError):
+        await client.receive()
+
+
+@pytest.mark.parametrize("command", ["CLIENT", "CONFIG", "COMMAND", "MEMORY"])
+async def test_help_that_errors_point_to_is_there(client, command):
+    assert f"Try {command} HELP." in str(await client.send(command, "FOO"))
+    lines = await client.send(command, "HELP")
+    assert lines[0].startswith(command.encode())
+    for line in lines[1::2]:
+        assert "unknown subcommand" not in str(await client.send(command, line.split()[0]))
+
+
+async def test_info_counts_what_a_cache_is_judged_by(client):
+    await client.send("SET", "k", "v")
+    for key in ("k", "k", "none"):
+        await client.send("GET", key)
+    await client.send("MGET", "k", "none", "none")
+
+    async def info():
+        lines = (await client.send("INFO")).decode().split("\r\n")
+        return dict(line.split(":", 1) for line in lines if ":" in line)
+
+    facts = await info()
+    assert (facts["keyspace_hits"], facts["keyspace_misses"]) == ("3", "3")
+    assert facts["total_commands_processed"] == "6"
+    assert facts["used_memory_human"] == "1.00B"
+    assert facts["maxmemory_human"] == "64.00M"
+    assert await client.send("CONFIG", "RESETSTAT") == b"OK"
+    assert (await info())["keyspace_hits"] == "0"
+
+
 @pytest.mark.parametrize("page", [b"POST / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
 async def test_a_web_page_cannot_speak_to_a_node_through_its_readers_browser(client, page, caplog):
     client.writer.write(page + b"Content-Length: 15\r\n\r\nSET k stolen\r\n")
