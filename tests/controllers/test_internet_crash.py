@@ -54,7 +54,7 @@ async def look(path, url, settings):
         parts = bucket._open.parts
         await parts.cleaning.wait(30)
         kept = {parts.layout.parse(key) async for key in parts.bucket.names(parts.layout.folder)}
-        return found, homes, kept - {None} - set(parts.books.entries)
+        return found, homes, kept - {None} - set(parts.books)
 
 
 @pytest.mark.parametrize("victim", ["client", "redis", "swift"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from dstorage_controllers.internet import InternetController
+from dstorage_controllers.internet.books import Books, Entry, Shape
 from dstorage_controllers.internet.bucket import Fault, fault_of, refusal, said
 from dstorage_controllers.internet.hedging import BURST, ENOUGH, Hedging
 from dstorage_controllers.internet.layout import (
@@ -200,6 +202,34 @@ def test_second_requests_are_a_small_share_of_all():
         hedging.measured(1000, 0.1)
         sent += hedging.take()
     assert 40 <= sent <= 50
+
+
+# -- books ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_books_of_many_objects_take_little_memory():
+    count = 20_000
+    shape = Shape(8 * 2**20, 0, 4000, bytes(range(16)))
+
+    def state():
+        return {2**54 + number: Entry(shape, 2**20 + number, 0).pack(2**20 + number) for number in range(count)}
+
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        books = Books("cloud", state())
+        # Neither does it take more when much of it has changed once.
+        places = [Place(9, 2**54 + number, 0, 2**10, 0, 0) for number in range(count)]
+        books.plan([], places, bytes(16))
+        books.committed(bytes(16))
+        for place in places:
+            books.discard(place)
+        del places
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / count < 200
+    assert books.used == books.committed_bytes == sum(2**20 + number - 2**10 for number in range(count))
 
 
 # -- errors --------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ who wrote last. Objects of numbers that are neither there nor of this session ar
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from dstorage.errors import ControllerError
@@ -58,19 +58,37 @@ class Entry:
     Attributes:
         shape: What never changes.
         live: Bytes of chunks in use, written ones not yet committed included.
-        committed: Bytes that the last commit refers to; None if it refers to nothing there.
+        committed: Bytes that the last commit refers to; 0 if it refers to nothing there.
     """
 
     __slots__ = ("committed", "live", "shape")
 
-    def __init__(self, shape: Shape, live: int, committed: int | None) -> None:
+    def __init__(self, shape: Shape, live: int, committed: int) -> None:
         self.shape = shape
         self.live = live
         self.committed = committed
 
+    def pack(self, live: int) -> bytes:
+        """As the private state has it with so many bytes alive; nothing where none is."""
+        stored, pieces, index_bytes, key, id, size, piece = self.shape
+        return _ENTRY.pack(live, stored, pieces, index_bytes, size, piece, id, key) if live else b""
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Entry:
+        """What `pack` made.
+
+        Raises:
+            ValueError, struct.error: It did not.
+        """
+        live, stored, pieces, index_bytes, size, piece, id, key = _ENTRY.unpack(raw)
+        shape = Shape(stored, pieces, index_bytes, key, id, size, piece)
+        if not 0 < live <= stored or not shape.sane:
+            raise ValueError("not an object")
+        return cls(shape, live, live)
+
 
 class Books:
-    """All objects of one controller.
+    """All objects of one controller: the private state in its bytes, and what has changed since.
 
     Args:
         name: The controller's name, for messages.
@@ -81,63 +99,75 @@ class Books:
     """
 
     def __init__(self, name: str, state: Mapping[int, bytes]) -> None:
-        self.entries: dict[int, Entry] = {}
+        # As it is: some 180 bytes for an object, half of what an `Entry` takes. There may be a million.
+        self._state = dict(state)
+        self._changed: dict[int, Entry] = {}
+        self._plan: dict[int, int] = {}
         self.used = 0
         """Bytes of chunks in use."""
+        self.committed_bytes = 0
+        """Bytes that the last commit refers to."""
         self.token = bytes(TOKEN_BYTES)
         """Of the session that committed last; zeros before the first commit."""
-        self._plan: dict[int, int] = {}
-        keys: dict[bytes, bytes] = {}
+        self.keys: set[bytes] = set()
+        """Checks of the keys that the objects of the last commit were encrypted with when the books were opened."""
         try:
-            for number, raw in state.items():
-                if number == 0:
-                    version, self.token = _HEAD.unpack(raw)
-                    if version != _VERSION:
-                        raise ControllerError(f"the private state of controller {name!r} is of a newer version")
-                    continue
-                live, stored, pieces, index_bytes, size, piece, id, key = _ENTRY.unpack(raw)
-                # One object for each key, and not one for each entry.
-                shape = Shape(stored, pieces, index_bytes, keys.setdefault(key, key), id, size, piece)
-                if not 0 < live <= stored or not 0 < number <= MAX_NUMBER or not shape.sane:
+            head = self._state.pop(0, None)
+            if head is not None:
+                version, self.token = _HEAD.unpack(head)
+                if version != _VERSION:
+                    raise ControllerError(f"the private state of controller {name!r} is of a newer version")
+            for number, raw in self._state.items():
+                entry = Entry.unpack(raw)
+                if not 0 < number <= MAX_NUMBER:
                     raise ValueError
-                self.entries[number] = Entry(shape, live, live)
-                self.used += live
+                self.keys.add(entry.shape.key)
+                self.used += entry.live
         except (struct.error, ValueError) as error:
             raise ControllerError(f"the private state of controller {name!r} is damaged") from error
+        self.committed_bytes = self.used
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._changed or number in self._state
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._state.keys() | self._changed.keys())
+
+    def __getitem__(self, number: int) -> Entry:
+        entry = self._changed.get(number)
+        return Entry.unpack(self._state[number]) if entry is None else entry
 
     def written(self, number: int, shape: Shape) -> None:
         """An object of new chunks is in the bucket. Its bytes were counted as used before."""
-        self.entries[number] = Entry(shape, shape.stored, None)
+        self._changed[number] = Entry(shape, shape.stored, 0)
 
     def discard(self, place: Place) -> Shape | None:
         """A chunk is not in use any more; returns the shape if nothing else of the object is: it can be deleted."""
-        entry = self.entries.get(place.number)
-        if entry is None:
+        if place.number not in self:
             return None
+        entry = self[place.number]
         freed = min(place.stored, entry.live)
         entry.live -= freed
         self.used -= freed
-        if entry.live or entry.committed is not None:
-            return None
-        del self.entries[place.number]
-        return entry.shape
+        self._keep(place.number, entry)
+        return None if entry.live or entry.committed else entry.shape
 
     def plan(self, alive: Iterable[Place], dead: Iterable[Place], token: bytes) -> dict[int, bytes]:
         """Changes of the private state for a commit that begins and ceases to refer to chunks."""
         plan: dict[int, int] = {}
         for places, sign in ((alive, 1), (dead, -1)):
             for place in places:
-                entry = self.entries.get(place.number)
-                if entry is not None:
-                    before = plan.get(place.number, entry.committed or 0)
-                    plan[place.number] = before + sign * place.stored
-        self._plan = plan
+                number = place.number
+                if number in plan:
+                    plan[number] += sign * place.stored
+                elif number in self:
+                    plan[number] = self[number].committed + sign * place.stored
         changes: dict[int, bytes] = {}
         for number, live in plan.items():
-            stored, pieces, index_bytes, key, id, size, piece = self.entries[number].shape
-            kept = max(0, min(live, stored))
-            changed = _ENTRY.pack(kept, stored, pieces, index_bytes, size, piece, id, key)
-            changes[number] = changed if kept else b""
+            entry = self[number]
+            plan[number] = max(0, min(live, entry.shape.stored))
+            changes[number] = entry.pack(plan[number])
+        self._plan = plan
         if changes and token != self.token:
             changes[0] = _HEAD.pack(_VERSION, token)
         return changes
@@ -147,14 +177,24 @@ class Books:
         if self._plan:
             self.token = token
         for number, live in self._plan.items():
-            entry = self.entries.get(number)
-            if entry is not None:
-                entry.committed = live if live > 0 else None
+            if number not in self:
+                continue
+            entry = self[number]
+            self.committed_bytes += live - entry.committed
+            entry.committed = live
+            if live:
+                self._state[number] = entry.pack(live)
+            else:
+                self._state.pop(number, None)
+            self._keep(number, entry)
         self._plan = {}
 
-    def committed_bytes(self) -> int:
-        """Bytes that the last commit refers to."""
-        return sum(entry.committed or 0 for entry in self.entries.values())
+    def _keep(self, number: int, entry: Entry) -> None:
+        if entry.live == entry.committed:
+            # The state says it all, or there is nothing to be said any more.
+            self._changed.pop(number, None)
+        else:
+            self._changed[number] = entry
 
     def rewritten(self, max_live_share: float, pack_bytes: int, key: bytes) -> list[tuple[int, Shape]]:
         """Objects that are worth writing anew.
@@ -169,9 +209,8 @@ class Books:
         """
         found: list[tuple[float, int]] = []
         small: list[tuple[float, int]] = []
-        for number, entry in self.entries.items():
-            if entry.committed is None:
-                continue
+        for number in self._state:
+            entry = self[number]
             shape = entry.shape
             share = entry.live / shape.stored
             if shape.key != key or (not shape.pieces and entry.live < shape.stored and share <= max_live_share):
@@ -180,4 +219,4 @@ class Books:
                 small.append((share, number))
         if len(small) >= SMALL_SHARE:
             found += small
-        return [(number, self.entries[number].shape) for _, number in sorted(found)]
+        return [(number, self[number].shape) for _, number in sorted(found)]

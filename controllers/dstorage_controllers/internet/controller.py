@@ -6,6 +6,8 @@ is deleted behind the commit; what a crash left behind is found by listing in th
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
@@ -171,7 +173,7 @@ class InternetController(Controller):
 
     def committed_bytes(self) -> int | None:
         """Stored bytes of all chunks the last commit refers to."""
-        return self._opened().parts.books.committed_bytes()
+        return self._opened().parts.books.committed_bytes
 
     # -- open and close -----------------------------------------------------------------------------------------------
 
@@ -182,13 +184,16 @@ class InternetController(Controller):
             ControllerError: Wrong credentials or rights, a key is missing, or state that makes no sense.
         """
         layout = Layout(context.store_uuid, context.index, self.name, parse_url(str(self.settings["url"])).prefix)
-        books = Books(self.name, context.state)
+        # Of a million objects, a second's work.
+        books = await asyncio.to_thread(Books, self.name, context.state)
         codec = self._codec(context, layout, books)
+        # The books have the state; nobody needs it twice.
+        context = dataclasses.replace(context, state={})
         store = connect(self.name, self.settings) if self._store is None else self._store
         bucket = Bucket(store, connections=self._connections, timeout=self._timeout, hedge=self._hedge)
         health = Health(self.name, MANNERS, self._probe, context.status_changed)
         cleaning = Cleaning(bucket, lambda: health.status in (ControllerStatus.OK, ControllerStatus.FULL))
-        parts = Parts(context, layout, codec, books, bucket, health, cleaning, Session(books.entries))
+        parts = Parts(context, layout, codec, books, bucket, health, cleaning, Session(books))
         writer = Writer(
             self.name,
             parts,
@@ -230,7 +235,7 @@ class InternetController(Controller):
 
         keys = load_keys(self.name, self._key_file, self._key_env)
         codec = Codec(layout.bound, level=self._level, ciphers=[Encryption(context.store_uuid, key) for key in keys])
-        if not {entry.shape.key for entry in books.entries.values()} <= codec.key_checks:
+        if not books.keys <= codec.key_checks:
             source = self._key_file or self._key_env
             problem = f"{source} does not have all their keys" if keys else "no key was given"
             raise ControllerError(
@@ -298,7 +303,7 @@ class InternetController(Controller):
         if key.startswith(f"{parts.layout.folder}/probe-"):
             return True
         number = parts.layout.parse(key)
-        return number is not None and number not in parts.books.entries and not parts.session.has(number)
+        return number is not None and number not in parts.books and not parts.session.has(number)
 
     # -- reading and writing ------------------------------------------------------------------------------------------
 
