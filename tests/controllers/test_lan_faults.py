@@ -261,7 +261,7 @@ class TestServer:
         answer = (await bench.controller.write([WriteRequest(99, b"x")]))[0]
         assert isinstance(answer, ControllerUnavailable)
         assert "read only" in str(answer)
-        assert bench.controller.status is ControllerStatus.TEMPORARILY_UNAVAILABLE
+        assert bench.controller.status is ControllerStatus.READ_ONLY
         assert await bench.get(places) == chunks()
         with pytest.raises(ControllerUnavailable):
             await bench.controller.sync()

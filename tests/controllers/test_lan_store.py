@@ -97,6 +97,23 @@ async def test_the_disk_serves_and_commits_while_the_server_is_away(store, redis
     assert {id: await content(store, id) for id in far} == far
 
 
+async def test_a_server_that_became_a_replica_is_read_and_new_chunks_go_elsewhere(store, redis):
+    far = await make(store, "lan")
+    forget_memory(store)
+    redis.ask("REPLICAOF", "127.0.0.1", "1")
+    with (
+        await store.create(b"for the server", controller="lan") as handle,
+        pytest.raises(dstorage.TemporarilyUnavailable),
+    ):
+        await handle.flush()
+    assert store.controller("lan").status is dstorage.ControllerStatus.READ_ONLY
+    assert {id: await content(store, id) for id in far} == far
+    redis.ask("REPLICAOF", "NO", "ONE")
+    await eventually(lambda: store.controller("lan").status is dstorage.ControllerStatus.OK, "it is a master again")
+    await store.commit()
+    assert store.info(handle.id).controller == "lan"
+
+
 async def test_who_waits_is_told_at_once_when_the_server_is_back(store, redis):
     far = await make(store, "lan")
     forget_memory(store)
