@@ -69,6 +69,7 @@ class SpaceMap(ABC):
         self._cursor = 0
         self._committed_blocks = self._committed_allocated = 0
         self._free: Iterator[int] = iter(())
+        self._overflow_nodes: int | None = None
 
     # -- counts -------------------------------------------------------------------------------------------------------
 
@@ -167,15 +168,31 @@ class SpaceMap(ABC):
         self.is_changed = self.has_freed = False
         self.fresh.clear()
         self._recycled.clear()
+        self._overflow_nodes = None
         self._free = self._free_blocks(min(self._cursor, self.nr_blocks))
 
     def settle(self) -> None:
         """Write all counts to their bitmaps; `root` is what a superblock is to keep."""
+        self._overflow_nodes = None
         pending = self._pending
         while changed := sorted(block for block, delta in pending.items() if delta):
             for number, group in groupby(changed, key=lambda block: block // BITMAP_ENTRIES):
                 self._settle_bitmap(number, list(group))
         pending.clear()
+
+    def overflow_blocks(self, more: int) -> int:
+        """Metadata blocks that `settle` may need for the tree of counts of 3 and more.
+
+        Args:
+            more: Blocks whose counts will be changed by then, beside those that have been.
+        """
+        changes = min(len(self._pending) + more, self.nr_blocks)
+        if not changes:
+            return 0
+        nodes = self._large_nodes()
+        # A count that goes takes its leaf, its leaf's neighbours and the node above; one that comes may split its leaf. Beside that
+        # the tree grows by what many of them fill.
+        return min(4 * changes, nodes) + min(changes, nodes) + changes // 100 + 4
 
     @abstractmethod
     def root(self) -> MapRoot:
@@ -221,6 +238,12 @@ class SpaceMap(ABC):
         if count < MANY:
             raise self.damaged(block, "its count of 3 or more is not in the overflow tree")
         return count
+
+    def _large_nodes(self) -> int:
+        """Nodes that the overflow tree has at most, as far as it is written."""
+        if self._overflow_nodes is None:
+            self._overflow_nodes = self._overflow.nodes(self._overflow_root)
+        return self._overflow_nodes
 
     def _dropped(self, block: int) -> None:
         """A block of this transaction has lost a reference."""

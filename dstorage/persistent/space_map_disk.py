@@ -17,6 +17,8 @@ from dstorage.persistent.node import max_entries
 from dstorage.persistent.space_map import SpaceMap
 from dstorage.persistent.space_map_common import INDEX_ENTRY_BYTES, IndexEntry, MapRoot, nr_bitmaps
 
+INDEX_DEPTH = 5
+"""Levels of the largest index: of 2**40 blocks."""
 MAX_PENDING = 2**18
 """Changes kept in memory before they are written: some 25 MB."""
 
@@ -36,7 +38,6 @@ class DiskSpaceMap(SpaceMap):
         self._index_root = self._committed_root = root.index_root
         self._changed: dict[int, IndexEntry] = {}
         self._freed_runs: list[tuple[int, int]] = []
-        self._overflow_nodes: int | None = None
 
     @classmethod
     def create(cls, blocks: Blocks, nr_blocks: int) -> Self:
@@ -85,16 +86,14 @@ class DiskSpaceMap(SpaceMap):
             kept: As many are kept for it in any case; whether it needs less is not looked at.
         """
         changes = min(len(self._pending) + more, self.nr_blocks)
-        # For each a bitmap, a node of the index and two of the overflow tree, as far as there are so many; beside nodes that split.
-        splits = changes // 100 + 8
-        if 4 * changes + splits <= kept:
-            return kept
+        # For each a bitmap and the way to it in the index, as far as there are so many.
         bitmaps = nr_bitmaps(self.nr_blocks)
-        index = bitmaps // (max_entries(INDEX_ENTRY_BYTES) // 3) + 1
-        if self._overflow_nodes is None:
-            self._overflow_nodes = self._overflow.nodes(self._overflow_root)
-        copies = min(changes, bitmaps) + min(changes, index) + min(2 * changes, self._overflow_nodes)
-        return max(kept, copies + splits)
+        index = bitmaps // (max_entries(INDEX_ENTRY_BYTES) // 3) + INDEX_DEPTH
+        copies = min(changes, bitmaps) + min(INDEX_DEPTH * (changes + len(self._changed)), index)
+        # The tree of large counts is looked at only if the answer depends on it.
+        if copies + 6 * changes + 4 <= kept:
+            return kept
+        return max(kept, copies + self.overflow_blocks(more))
 
     @property
     def freed(self) -> list[tuple[int, int]]:
@@ -116,7 +115,6 @@ class DiskSpaceMap(SpaceMap):
             self._settle_counts()
 
     def _settle_counts(self) -> None:
-        self._overflow_nodes = None
         super().settle()
 
     def _entry(self, number: int) -> IndexEntry:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dstorage.errors import InvalidArgumentError
 from dstorage.persistent.blocks import Blocks
+from dstorage.persistent.node import max_entries
 from dstorage.persistent.space_map import SpaceMap
 from dstorage.persistent.space_map_common import (
     BITMAP_ENTRIES,
@@ -121,6 +122,10 @@ class MetadataSpaceMap(SpaceMap):
     def _dropped(self, block: int) -> None:
         # Nodes come and go within a transaction; nobody uses one that is not referred to.
         self._recycle(block)
+
+    def _large_nodes(self) -> int:
+        # Without a look into the tree, which may be far: if all blocks had large counts, in nodes a third full.
+        return self.nr_blocks // (max_entries(4) // 3) + 1
 
     def _entry(self, number: int) -> IndexEntry:
         return self._index[number]

@@ -22,9 +22,10 @@ from dstorage.volumes.errors import (
     PoolFullError,
     PoolReadOnlyError,
 )
+from dstorage.volumes.figures import CHANGE_BLOCKS
 from dstorage.volumes.finish import finish, in_thread
 from dstorage.volumes.gate import Gate
-from dstorage.volumes.metadata import CHANGE_BLOCKS, ThinMetadata
+from dstorage.volumes.metadata import ThinMetadata
 from dstorage.volumes.status import LowSpace, Mode, SpaceWatch
 
 if TYPE_CHECKING:

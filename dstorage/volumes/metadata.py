@@ -15,16 +15,14 @@ from dataclasses import replace
 from dstorage.errors import InvalidArgumentError, UsageError
 from dstorage.persistent.block_manager import BLOCK_BYTES
 from dstorage.persistent.errors import DamagedMetadataError, SpaceMapFullError
-from dstorage.persistent.node import max_entries
-from dstorage.persistent.space_map_common import nr_bitmaps
 from dstorage.volumes.errors import (
     DeviceBusyError,
     DeviceExistsError,
     NoSuchDeviceError,
     PoolFullError,
 )
+from dstorage.volumes.figures import PoolFigures
 from dstorage.volumes.records import (
-    MAPPING_BYTES,
     MAX_DEVICE_ID,
     MAX_TIME,
     MAX_VIRTUAL_BLOCK,
@@ -38,99 +36,13 @@ from dstorage.volumes.superblock import (
     SUPERBLOCK,
     Superblock,
 )
-from dstorage.volumes.transaction import PoolTransaction, check_data_blocks, check_metadata_bytes
-
-COPIED_MAPPINGS = 2 * max_entries(MAPPING_BYTES)
-"""Of the leaves that one change copies."""
-MAX_RESERVE = 4096
-MIN_RESERVE = 16
-"""A tenth of the metadata blocks is kept back, within these bounds, so that a commit and deletions can still succeed; more where the
-commit may need it."""
-CHANGE_BLOCKS = 8
-"""Metadata blocks that one change may need: the nodes on its way down both trees, and some that split."""
+from dstorage.volumes.transaction import check_data_blocks, check_metadata_bytes
 
 
-class ThinMetadata(PoolTransaction):
+class ThinMetadata(PoolFigures):
     """What a pool's metadata are asked and told; made by `create` or `open`, see `PoolTransaction`."""
 
-    # -- figures ------------------------------------------------------------------------------------------------------
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of a data block."""
-        return self._superblock.block_bytes
-
-    @property
-    def nr_data_blocks(self) -> int:
-        """Data blocks in all."""
-        return self._data.nr_blocks
-
-    @property
-    def free_data_blocks(self) -> int:
-        """Data blocks that can be allocated; those freed since the last commit are not among them."""
-        return self._data.free
-
-    @property
-    def nr_metadata_blocks(self) -> int:
-        """Metadata blocks in all."""
-        return self._tm.space_map.nr_blocks
-
-    @property
-    def free_metadata_blocks(self) -> int:
-        """Metadata blocks that can be allocated, without the reserve for commits and deletions."""
-        return max(0, self._spare(1, in_reserve=False) + CHANGE_BLOCKS)
-
-    def has_room(self, changes: int, *, in_reserve: bool = False) -> bool:
-        """Whether so many changes, and the commit behind them, will find the metadata blocks they need.
-
-        The counts of data blocks are collected in memory and written by the commit. Where room for that is in doubt, those
-        collected so far are written now.
-
-        Args:
-            changes: To the mappings, each within a leaf or its neighbours.
-            in_reserve: They may use the reserve, as far as the commit does not need it.
-        """
-        if self._spare(changes, in_reserve=in_reserve) >= 0:
-            return True
-        with self._changing():
-            self._data.settle()
-        return self._spare(changes, in_reserve=in_reserve) >= 0
-
-    @property
-    def freed(self) -> bool:
-        """Whether blocks, of data or metadata, may become free by a commit."""
-        return self._data.has_freed or self._tm.space_map.has_freed
-
-    @property
-    def time(self) -> int:
-        """Counts snapshots."""
-        return self._superblock.time
-
-    @property
-    def transaction_id(self) -> int:
-        """The program's own number."""
-        return self._superblock.transaction_id
-
-    @property
-    def held_root(self) -> int:
-        """Block of the metadata snapshot, or 0."""
-        return self._superblock.held_root
-
-    @property
-    def needs_check(self) -> bool:
-        """Whether nobody may change the metadata before a check."""
-        return self._superblock.needs_check
-
     # -- devices ------------------------------------------------------------------------------------------------------
-
-    def devices(self) -> list[tuple[int, DeviceDetails]]:
-        """All devices, ascending by id."""
-        self._check_open()
-        found = {
-            id: DeviceDetails.unpack(packed) for id, packed in self._trees.details.items(self._superblock.details_root)
-        }
-        found.update(self._details)
-        return sorted(found.items())
 
     def details(self, id: int) -> DeviceDetails:
         """About one device.
@@ -401,17 +313,6 @@ class ThinMetadata(PoolTransaction):
             self._superblock = replace(self._superblock, held_root=0)
 
     # -- private ------------------------------------------------------------------------------------------------------
-
-    def _spare(self, changes: int, *, in_reserve: bool) -> int:
-        """Metadata blocks that are left when these changes and a commit have taken theirs; negative if they are not sure to find them."""
-        space_map = self._tm.space_map
-        # Below a snapshot a change copies leaves, and all that they lead to is counted anew.
-        copied = changes * COPIED_MAPPINGS if self.time else 0
-        kept = MIN_RESERVE if in_reserve else min(MAX_RESERVE, max(MIN_RESERVE, space_map.nr_blocks // 10))
-        # Beside the counts of data blocks, those of the metadata blocks themselves.
-        own = 2 * nr_bitmaps(space_map.nr_blocks)
-        reserve = own + self._data.settling_blocks(copied, kept - own)
-        return space_map.free - reserve - changes * CHANGE_BLOCKS
 
     def _find(self, id: int) -> DeviceDetails | None:
         found = self._details.get(id)

@@ -80,8 +80,10 @@ class PoolTransaction:
         self._lock = lock
         self._manager = BlockManager(device, cache_blocks=cache_blocks, read_only=read_only)
         self._is_closed = False
-        # What changed in this transaction; it is written at the commit.
+        # What changed in this transaction and is not written yet.
         self._details: dict[int, DeviceDetails] = {}
+        self._details_nodes: int | None = None
+        """Of their tree, as far as it is written; None: not counted yet."""
 
     # -- opening and closing ------------------------------------------------------------------------------------------
 
@@ -226,15 +228,10 @@ class PoolTransaction:
             OSError: The device failed: what is durable is the last commit or this one; `abort` finds out.
         """
         with self._changing():
-            root = self._superblock.details_root
-            for id, details in sorted(self._details.items()):
-                root = self._trees.details.insert(root, id, details.pack())
-            self._superblock = replace(self._superblock, details_root=root)
-            self._data.settle()
+            self._settle()
             self._tm.commit(SUPERBLOCK, self._fill)
         freed = self._data.freed
         self._data.begin()
-        self._details.clear()
         self.changed = False
         return freed
 
@@ -270,6 +267,16 @@ class PoolTransaction:
 
     # -- private ------------------------------------------------------------------------------------------------------
 
+    def _settle(self) -> None:
+        """Write what was collected in memory: devices that changed, counts of data blocks."""
+        root = self._superblock.details_root
+        for id, details in sorted(self._details.items()):
+            root = self._trees.details.insert(root, id, details.pack())
+        self._superblock = replace(self._superblock, details_root=root)
+        self._details.clear()
+        self._details_nodes = None
+        self._data.settle()
+
     def _format(self, data_block_size: int, nr_data_blocks: int) -> None:
         try:
             tm = TransactionManager.create(self._manager)
@@ -304,6 +311,7 @@ class PoolTransaction:
         self._clone = tm.clone()
         self._looking = BTree(self._clone, levels=2)
         self._details.clear()
+        self._details_nodes = None
         self.changed = False
 
     def _read_superblock(self) -> Superblock:
