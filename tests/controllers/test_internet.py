@@ -18,6 +18,7 @@ from dstorage_controllers.internet import InternetController
 from dstorage_controllers.internet.bucket import Bucket
 from dstorage_controllers.internet.connecting import connect
 from dstorage_controllers.internet.layout import PIECES, Layout
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 from servers.scripted_s3 import ScriptedS3
 
@@ -670,11 +671,23 @@ async def test_what_a_server_repeats_of_a_request_is_not_told(monkeypatch, tmp_p
         assert "AKIDNAME" not in shown
 
 
-def test_plain_http_from_the_environment_is_refused_as_well(monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
-    with pytest.raises(ControllerError, match="AWS_ENDPOINT_URL is plain http"):
-        connect("c", InternetController(url="s3://b").settings)
-    connect("c", InternetController(url="s3://b", allow_http=True).settings)
+@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"])
+async def test_plain_http_from_the_environment_is_spoken_only_when_allowed(monkeypatch, variable):
+    for name, value in ScriptedS3.environment.items():
+        monkeypatch.setenv(name, value)
+    async with ScriptedS3() as server:
+        monkeypatch.setenv(variable, str(server.settings["endpoint"]))
+        with pytest.raises(ControllerError, match=f"{variable} is plain http"):
+            connect("c", InternetController(url="s3://chunks").settings)
+        # Neither when the environment says that it may be.
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        monkeypatch.setattr("dstorage_controllers.internet.connecting._ENDPOINTS", ())
+        with pytest.raises(GenericError):
+            await obstore.put_async(connect("c", InternetController(url="s3://chunks").settings), "x", b"")
+        assert server.log == []
+        store = connect("c", InternetController(url="s3://chunks", allow_http=True).settings)
+        await obstore.put_async(store, "x", b"")
+        assert server.log == [("PUT", "x")]
 
 
 async def test_a_profile_is_read_and_a_missing_one_named(monkeypatch, tmp_path):

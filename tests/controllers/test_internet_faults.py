@@ -494,14 +494,6 @@ async def test_https_with_certificates_of_ones_own(tmp_path):
         server.kill()
 
 
-async def test_plain_http_is_spoken_only_when_allowed(moto, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{moto.port}")
-    async with contextlib.AsyncExitStack() as stack:
-        with pytest.warns(RuntimeWarning, match="starts without"):
-            bench = await stack.enter_async_context(watched(moto, endpoint=None, allow_http=False))
-        assert bench.controller.status is AWAY
-
-
 async def test_reading_goes_on_beside_a_slow_write():
     async with ScriptedS3() as server, watched(server, timeout=5.0) as bench:
         places = await bench.put({1: payload(1, 5000)})
