@@ -12,36 +12,27 @@ from dstorage.controller import Settings
 from dstorage.errors import InvalidArgumentError
 from dstorage_controllers.compression import MAX_LEVEL
 from dstorage_controllers.internet.layout import MAX_PACK_BYTES, MIN_PACK_BYTES
+from dstorage_controllers.settings import CAPACITY, RANK, SWITCH, TEXT, TEXT_OR_NONE, Setting, check, shown
 
 SCHEMES = ("s3", "gs", "az", "file")
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "url": (str,),
-    "endpoint": (str, type(None)),
-    "region": (str, type(None)),
-    "profile": (str, type(None)),
-    "allow_http": (bool,),
-    "ca_file": (str, type(None)),
-    "capacity": (int, type(None)),
-    "rank": (int,),
-    "pack_bytes": (int,),
-    "compress": (int,),
-    "key_file": (str, type(None)),
-    "key_env": (str, type(None)),
-    "connections": (int,),
-    "timeout": (int, float),
-    "hedge": (bool,),
+_SETTINGS = {
+    "url": TEXT,
+    "endpoint": TEXT_OR_NONE,
+    "region": TEXT_OR_NONE,
+    "profile": TEXT_OR_NONE,
+    "allow_http": SWITCH,
+    "ca_file": TEXT_OR_NONE,
+    "capacity": CAPACITY,
+    "rank": RANK,
+    "pack_bytes": Setting((int,), MIN_PACK_BYTES, MAX_PACK_BYTES, power_of_two=True),
+    "compress": Setting((int, bool), 0, MAX_LEVEL),
+    "key_file": TEXT_OR_NONE,
+    "key_env": TEXT_OR_NONE,
+    "connections": Setting((int,), 1, 1024),
+    "timeout": Setting((int, float), 0.001, 3600),
+    "hedge": SWITCH,
 }
-_SWITCHES = ("allow_http", "compress", "hedge")
-_RANGES: dict[str, tuple[float, float]] = {
-    "rank": (-(2**31), 2**31),
-    "capacity": (0, 2**63),
-    "pack_bytes": (MIN_PACK_BYTES, MAX_PACK_BYTES),
-    "compress": (0, MAX_LEVEL),
-    "connections": (1, 1024),
-    "timeout": (0.001, 3600),
-}
-_SHOWN = 200
 
 
 class Address(NamedTuple):
@@ -68,23 +59,12 @@ def check_settings(name: str, settings: Settings) -> None:
     Raises:
         InvalidArgumentError: Something is wrong; the message says what is allowed.
     """
+    owner = f"internet controller {name!r}"
 
     def wrong(what: str) -> InvalidArgumentError:
-        return InvalidArgumentError(f"internet controller {name!r}: {what}")
+        return InvalidArgumentError(f"{owner}: {what}")
 
-    for key, value in settings.items():
-        if key not in _TYPES:
-            raise wrong(f"there is no setting {key!r}; there are {', '.join(_TYPES)}")
-        if not isinstance(value, _TYPES[key]) or (isinstance(value, bool) and key not in _SWITCHES):
-            kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in _TYPES[key])
-            raise wrong(f"{key} must be {kinds}, not {value!r}")
-        if key in _RANGES and isinstance(value, int | float):
-            low, high = _RANGES[key]
-            if not low <= value <= high:
-                raise wrong(f"{key} must be {low:g} to {high:g}, not {value!r}")
-    pack = settings.get("pack_bytes", MIN_PACK_BYTES)
-    if isinstance(pack, int) and pack & (pack - 1):
-        raise wrong(f"pack_bytes must be a power of two, not {pack}")
+    check(owner, _SETTINGS, settings)
     if settings.get("key_file") is not None and settings.get("key_env") is not None:
         raise wrong("give key_file or key_env, not both")
     try:
@@ -103,24 +83,27 @@ def parse_url(url: str) -> Address:
         ValueError: It is none of these, or holds a user, a password or parameters.
     """
     parts = urlsplit(url)
-    shown = repr(url.rpartition("@")[2].partition("?")[0][:_SHOWN])
     if parts.scheme not in SCHEMES:
-        raise ValueError(f"the URL must begin with {', '.join(f'{scheme}://' for scheme in SCHEMES)}; {shown} does not")
+        raise ValueError(
+            f"the URL must begin with {', '.join(f'{scheme}://' for scheme in SCHEMES)}; {shown(url)} does not"
+        )
     if parts.query or parts.fragment:
-        raise ValueError(f"the URL {shown} has parameters; pass them as arguments, and credentials by the environment")
+        raise ValueError(
+            f"the URL {shown(url)} has parameters; pass them as arguments, and credentials by the environment"
+        )
     if "@" in parts.netloc or ":" in parts.netloc:
         raise ValueError(
-            f"the URL {shown} holds more than a bucket; pass endpoint=, and credentials by the environment"
+            f"the URL {shown(url)} holds more than a bucket; pass endpoint=, and credentials by the environment"
         )
     if parts.scheme == "file":
         if parts.netloc or not parts.path.strip("/"):
-            raise ValueError(f"a directory is given as file:///path, not {shown}")
+            raise ValueError(f"a directory is given as file:///path, not {shown(url)}")
         return Address("file", unquote(parts.path), "")
     if not parts.netloc:
-        raise ValueError(f"the URL {shown} names no bucket")
+        raise ValueError(f"the URL {shown(url)} names no bucket")
     prefix = unquote(parts.path).strip("/")
     if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
-        raise ValueError(f"the prefix in {shown} has empty or dotted parts")
+        raise ValueError(f"the prefix in {shown(url)} has empty or dotted parts")
     return Address(parts.scheme, parts.netloc, prefix)
 
 

@@ -13,33 +13,26 @@ from urllib.parse import unquote, urlsplit
 from dstorage.controller import Settings
 from dstorage.errors import ControllerError, InvalidArgumentError
 from dstorage_controllers.lan.layout import MAX_PIECE_BYTES, MIN_PIECE_BYTES
+from dstorage_controllers.settings import CAPACITY, RANK, SWITCH, TEXT, TEXT_OR_NONE, Setting, check, shown
 
 DEFAULT_PORT = 6379
 MAX_PASSWORD_BYTES = 64 * 2**10
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "url": (str,),
-    "cluster": (bool,),
-    "username": (str, type(None)),
-    "password_file": (str, type(None)),
-    "password_env": (str, type(None)),
-    "ca_file": (str, type(None)),
-    "cert_file": (str, type(None)),
-    "key_file": (str, type(None)),
-    "capacity": (int, type(None)),
-    "rank": (int,),
-    "piece_bytes": (int,),
-    "connections": (int,),
-    "timeout": (int, float),
-    "replicas": (int,),
-}
-_RANGES: dict[str, tuple[float, float]] = {
-    "rank": (-(2**31), 2**31),
-    "capacity": (0, 2**63),
-    "piece_bytes": (MIN_PIECE_BYTES, MAX_PIECE_BYTES),
-    "connections": (1, 1024),
-    "timeout": (0.001, 3600),
-    "replicas": (0, 100),
+_SETTINGS = {
+    "url": TEXT,
+    "cluster": SWITCH,
+    "username": TEXT_OR_NONE,
+    "password_file": TEXT_OR_NONE,
+    "password_env": TEXT_OR_NONE,
+    "ca_file": TEXT_OR_NONE,
+    "cert_file": TEXT_OR_NONE,
+    "key_file": TEXT_OR_NONE,
+    "capacity": CAPACITY,
+    "rank": RANK,
+    "piece_bytes": Setting((int,), MIN_PIECE_BYTES, MAX_PIECE_BYTES, power_of_two=True),
+    "connections": Setting((int,), 1, 1024),
+    "timeout": Setting((int, float), 0.001, 3600),
+    "replicas": Setting((int,), 0, 100),
 }
 
 
@@ -71,25 +64,14 @@ def check_settings(name: str, settings: Settings) -> None:
     Raises:
         InvalidArgumentError: Something is wrong; the message says what is allowed.
     """
+    owner = f"LAN controller {name!r}"
 
     def wrong(what: str) -> InvalidArgumentError:
-        return InvalidArgumentError(f"LAN controller {name!r}: {what}")
+        return InvalidArgumentError(f"{owner}: {what}")
 
     if "url" not in settings:
         raise wrong("url is missing: where is the server?")
-    for key, value in settings.items():
-        if key not in _TYPES:
-            raise wrong(f"there is no setting {key!r}; there are {', '.join(_TYPES)}")
-        if not isinstance(value, _TYPES[key]) or (isinstance(value, bool) and key != "cluster"):
-            kinds = " or ".join("None" if kind is type(None) else kind.__name__ for kind in _TYPES[key])
-            raise wrong(f"{key} must be {kinds}, not {value!r}")
-        if key in _RANGES and isinstance(value, int | float):
-            low, high = _RANGES[key]
-            if not low <= value <= high:
-                raise wrong(f"{key} must be {low:g} to {high:g}, not {value!r}")
-    piece = settings.get("piece_bytes", MIN_PIECE_BYTES)
-    if isinstance(piece, int) and piece & (piece - 1):
-        raise wrong(f"piece_bytes must be a power of two, not {piece}")
+    check(owner, _SETTINGS, settings)
     if settings.get("password_file") is not None and settings.get("password_env") is not None:
         raise wrong("give password_file or password_env, not both")
     try:
@@ -119,13 +101,13 @@ def parse_url(url: str) -> Address:
     """
     parts = urlsplit(url)
     if parts.query or parts.fragment:
-        raise ValueError(f"the URL {_shown(url)} has parameters; pass them as arguments")
+        raise ValueError(f"the URL {shown(url)} has parameters; pass them as arguments")
     if parts.scheme == "unix":
         if parts.netloc or not parts.path:
-            raise ValueError(f"a unix socket is given as unix:///path, not {_shown(url)}")
+            raise ValueError(f"a unix socket is given as unix:///path, not {shown(url)}")
         return Address((), unquote(parts.path), False, 0, None)
     if parts.scheme not in ("redis", "rediss"):
-        raise ValueError(f"the URL must begin with redis://, rediss:// or unix://, not {_shown(url)}")
+        raise ValueError(f"the URL must begin with redis://, rediss:// or unix://, not {shown(url)}")
     user, _, places = parts.netloc.rpartition("@")
     if ":" in user:
         raise ValueError(
@@ -135,12 +117,16 @@ def parse_url(url: str) -> Address:
     for place in places.split(","):
         one = urlsplit(f"//{place}")
         if not one.hostname:
-            raise ValueError(f"the URL {_shown(url)} names no host")
-        # `port` itself raises ValueError for what is none.
-        hosts.append((one.hostname, DEFAULT_PORT if one.port is None else one.port))
+            raise ValueError(f"the URL {shown(url)} names no host")
+        try:
+            port = one.port
+        except ValueError:
+            # Its own message repeats what may be half a password, cut off by a slash in it.
+            raise ValueError(f"the URL {shown(url)} names a port that is none: 0 to 65535") from None
+        hosts.append((one.hostname, DEFAULT_PORT if port is None else port))
     database = parts.path.strip("/") or "0"
     if not (database.isascii() and database.isdigit() and len(database) < 10):
-        raise ValueError(f"the URL {_shown(url)} ends with {database!r}, which is no number of a database")
+        raise ValueError(f"the URL {shown(url)} ends with what is no number of a database")
     return Address(tuple(hosts), None, parts.scheme == "rediss", int(database), unquote(user) or None)
 
 
@@ -163,8 +149,3 @@ def load_password(name: str, path: str | None, variable: str | None) -> str | No
     if not password:
         raise ControllerError(f"controller {name!r} needs its password in {path or f'the variable {variable}'}")
     return password
-
-
-def _shown(url: str) -> str:
-    # Whatever stands before the @ may be a secret.
-    return repr(url.rpartition("@")[2][:200])
