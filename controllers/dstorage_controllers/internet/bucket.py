@@ -49,6 +49,8 @@ _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|T
 # S3 and Google, Azure, a directory, memory.
 _GONE = re.compile(r"NoSuchKey|BlobNotFound|No such file or directory|No data in memory", re.I)
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
+# Why no request could be sent at all.
+_WHY = re.compile(r'InvalidCertificate\(\s*(?P<tls>\w+)|(?:message|error): "(?P<os>[^"]{1,120})"')
 _BEYOND = re.compile(r"status code: 416|Invalid ?range|Requested range was invalid|Wanted range starting at", re.I)
 
 # obstore's threads let go of Python objects just behind an answer. One that does so while the interpreter goes down aborts the
@@ -278,8 +280,15 @@ def said(error: BaseException) -> str:
     """
     text = str(error)
     line, status, reply = (text.partition("\n")[0] or type(error).__name__).partition("status code: ")
-    code = _CODE.search(text) if status else None
-    line += status + reply.partition(":")[0] + (f" ({code[1]})" if code else "")
+    if status:
+        code = _CODE.search(text)
+        line += status + reply.partition(":")[0] + (f" ({code[1]})" if code else "")
+    elif "error sending request" in line:
+        why = _WHY.search(text)
+        if why is not None and why["tls"]:
+            line += f": its certificate is not to be trusted ({why['tls']}); name in ca_file who has signed it"
+        elif why is not None:
+            line += f": {why['os']}"
     return re.sub(r"\?[^\s)]+", "", line)[:400]
 
 
