@@ -224,8 +224,8 @@ class Handle(Page):
         error = self.error
         if error is None:
             return TemporarilyUnavailable(f"chunk {self.id} left memory again; await it once more", id=self.id)
-        # One exception object serves all who wait: a traceback must not grow from one to the next.
-        return error.with_traceback(None)
+        # One to each who asks: its traceback keeps the frames of whom it is raised to, and the handle keeps `error`.
+        return _not_raised_yet(error)
 
     @property
     def retry_at(self) -> float | None:
@@ -446,3 +446,17 @@ def target_of(alias: HandleAlias) -> Handle:
     target = object.__getattribute__(alias, "waiters")
     assert isinstance(target, Handle)
     return target_of(target) if isinstance(target, HandleAlias) else target
+
+
+def _not_raised_yet(error: DStorageError) -> DStorageError:
+    """An exception like `error`, made without its class's constructor, whose arguments nobody knows any more."""
+    kind: Any = error.__class__
+    maker = kind
+    # As calling the class does, and unlike `kind.__new__`, which finds that of MemoryError beside a base it does not fit.
+    while "__new__" not in vars(maker):
+        maker = maker.__base__
+    copy: DStorageError = maker.__new__(kind)
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    return copy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+import weakref
 
 import pytest
 from hypothesis import given
@@ -617,3 +618,32 @@ async def test_in_debug_mode_a_handle_dropped_while_referenced_is_told_with_its_
         assert other.handle(id) is again
         again.release()
         again.release()
+
+
+@pytest.mark.parametrize("why", ["unavailable", "lost", "no memory"])
+async def test_what_could_not_be_had_holds_nothing_of_who_asked(store, memory, why):
+    class Mine:
+        pass
+
+    id = 99 if why == "lost" else await stored(store)
+    memory.set_unavailable(why == "unavailable")
+    if why == "no memory":
+        store.set_budget(len(DATA) // 2)
+    kept = store.handle(id)
+
+    async def ask():
+        mine = Mine()
+        gone.append(weakref.ref(mine))
+        with pytest.raises((TemporarilyUnavailable, Lost, MemoryUnavailable)) as told:
+            await kept
+        assert str(told.value) == str(kept.error)
+        assert told.value.__dict__ == kept.error.__dict__
+        assert repr(told.value) == repr(kept.error)
+
+    gone = []
+    for _ in range(3):
+        await ask()
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
+    assert kept.error is not None
+    kept.release()
