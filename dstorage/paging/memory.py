@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
-from dstorage.paging.page import ABSENT, ALONE, IN_ORDER, LAUNDRY, PARKED, READY, Page, holders, swap
+from dstorage.paging.page import ABSENT, ALONE, IN_ORDER, LAUNDRY, PARKED, READY, SHARED_BYTES, Page, holders, swap
 from dstorage.paging.policy import Policy
 from dstorage.paging.shares import Shares
 
@@ -207,7 +207,7 @@ class Memory:
         owner = page.buffer
         assert owner is not None
         page.buffer = None
-        if holders(owner) > ALONE:
+        if page.size > SHARED_BYTES and holders(owner) > ALONE:
             self._strays.append((owner, page.size))
             self.stray_bytes += page.size
             owner = bytearray(owner)
@@ -390,7 +390,7 @@ class Memory:
 
         Callers pass `owner` as an expression, not from a variable, so that nobody but this frame knows it.
         """
-        if holders(owner) > ALONE:
+        if size > SHARED_BYTES and holders(owner) > ALONE:
             self._strays.append((owner, size))
             self.stray_bytes += size
         else:

@@ -75,3 +75,6 @@ def _alone() -> int:
 ALONE: Final = _alone()
 """What `holders(x)` says when a local variable of the caller is the only one to know `x`; measured, because interpreters
 differ in how many references a call itself takes."""
+
+SHARED_BYTES: Final = 1
+"""Contents of so few bytes are objects of the interpreter's own, the same for all who have equal ones: who looks at them cannot be told."""

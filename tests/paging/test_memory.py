@@ -85,6 +85,26 @@ async def read(store, id):
         return bytes(data)
 
 
+@pytest.mark.parametrize("data", [b"", b"x", bytearray(1)], ids=["empty", "one", "one zero"])
+async def test_contents_that_the_interpreter_shares_are_no_strays(store, data):
+    for _ in range(100):
+        with await store.create(data) as handle:
+            await handle.replace(data)
+            async with handle.edit():
+                pass
+    await store.commit()
+    store.set_budget(1)
+    store.set_budget(BUDGET)
+    async with store.handle(handle.id):
+        pass
+    with store.handle(handle.id) as again:
+        again.delete()
+    assert len(store._memory._strays) == 0
+    store.set_budget(1)
+    assert store.stats().stray == 0
+    assert store.stats().used <= 1
+
+
 async def test_what_references_hold_stays_and_the_error_says_who(store):
     handles = [await store.create(bytes(16 * 1024)) for _ in range(4)]
     await store.commit()
