@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PASSWORD_VARIABLE = "DSTORAGE_PASSWORD"  # noqa: S105 - its name
 MAX_PASSWORD_FILE = 4096
+OTHER_FILES = 256
+"""Descriptors kept for the store, beside one for each connection."""
 
 
 def serve(
@@ -54,7 +56,7 @@ def serve(
     if not tcp and unix is None:
         raise InvalidArgumentError("--no-tcp without --unix: there is nothing to listen on")
     limits = Limits(
-        connections=max_connections,
+        connections=_connections(max_connections),
         request=parse_bytes(max_request),
         buffers=parse_bytes(max_buffers),
         idle=idle or None,
@@ -78,6 +80,33 @@ def serve(
             typer.echo("committed and closed")
 
     run(work())
+
+
+def _connections(wanted: int) -> int:
+    """How many connections there can be, so that they never take the descriptors that the store needs to write."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        # No such limit there.
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted + OTHER_FILES:
+        most = wanted + OTHER_FILES if hard == resource.RLIM_INFINITY else min(wanted + OTHER_FILES, hard)
+        if most > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        if most < wanted + OTHER_FILES:
+            fewer = most - OTHER_FILES
+            if fewer < 1:
+                raise InvalidArgumentError(
+                    f"this process may open {most} files only, which are too few to serve: raise `ulimit -n` to {wanted + OTHER_FILES}"
+                )
+            typer.echo(
+                f"at most {fewer} connections, for this process may open {most} files only: raise `ulimit -n` to "
+                f"{wanted + OTHER_FILES} for {wanted}",
+                err=True,
+            )
+            return fewer
+    return wanted
 
 
 def _until_told() -> asyncio.Event:
@@ -122,9 +151,15 @@ def _tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ssl.SSL
         if key is not None or client_ca is not None:
             raise InvalidArgumentError("--tls-key and --tls-client-ca need --tls-cert")
         return None
+
+    def passphrase() -> str:
+        raise InvalidArgumentError(
+            f"the key {key or cert} is encrypted, and a service has nobody to ask: decrypt it with `openssl pkey`"
+        )
+
     try:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(cert, key)
+        context.load_cert_chain(cert, key, passphrase)
         if client_ca is not None:
             context.load_verify_locations(client_ca)
             context.verify_mode = ssl.CERT_REQUIRED

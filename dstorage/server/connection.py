@@ -137,8 +137,13 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self.closing:
             return
-        queue = self._queue
-        data = bytes(self.server.receive_view[:nbytes])
+        self._take(bytes(self.server.receive_view[:nbytes]))
+        if parser.pending >= BEGUN_FREE or self._begun:
+            self._charge_begun()
+
+    def _take(self, data: bytes) -> None:
+        """Cut what came into commands and do them; those of a client without password one by one."""
+        parser, queue = self.parser, self._queue
         while True:
             trusted = parser.trusted
             try:
@@ -150,11 +155,9 @@ class Connection(asyncio.BufferedProtocol):
             if trusted or not queue:
                 break
             self._run()
-            if self.closing:
+            if self.closing or self._task is not None:
                 return
             data = b""
-        if parser.pending >= BEGUN_FREE or self._begun:
-            self._charge_begun()
         if self._task is None and self._writable:
             self._run()
 
@@ -210,6 +213,8 @@ class Connection(asyncio.BufferedProtocol):
             self._begun = pending
         except CommandError as failure:
             self._queue.append(_End([str(failure)]))
+            if self._task is None and self._writable:
+                self._run()
 
     def _sink(self, size: int) -> Sink:
         piece = self.server.large.piece
@@ -297,6 +302,8 @@ class Connection(asyncio.BufferedProtocol):
         self.flush()
         if self._writable or self.closing:
             self._run()
+        if not (self.parser.trusted or self.closing or self._task is not None):
+            self._take(b"")
         self.go_on()
 
     def _unusual(self, args: list[Any]) -> Work | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import os
 import secrets
@@ -38,6 +39,8 @@ RECEIVE_BYTES = 256 * 1024
 """What is read from a socket at a time; one buffer serves all connections."""
 LEAST_PIECE = RECEIVE_BYTES
 MOST_PIECE = 2**20
+LEAST_BUDGET = 8 * LEAST_PIECE
+"""Less could not hold what one client sends and another is sent, beside what they are about."""
 PIECES_IN_BUDGET = 32
 """A piece of a long value is at most this part of the budget."""
 UNREAD_IN_BUDGET = 4
@@ -91,6 +94,10 @@ class Server:
         if password is not None and not password:
             raise InvalidArgumentError("an empty password protects nothing: give at least one byte, or None")
         store.check_writable()
+        if store.options.budget < LEAST_BUDGET:
+            raise InvalidArgumentError(
+                f"budget={store.options.budget}: a server needs at least {LEAST_BUDGET} bytes of memory for chunks"
+            )
         self.store = store
         self.limits = limits or Limits()
         self.password = None if password is None else digest(password)
@@ -159,19 +166,25 @@ class Server:
             The port.
 
         Raises:
-            InvalidArgumentError: An address is reachable from elsewhere and no password is set.
-            OSError: An address cannot be had.
+            InvalidArgumentError: An address is reachable from elsewhere and no password is set, or it cannot be had.
         """
         loop = asyncio.get_running_loop()
         for host in hosts:
-            found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            try:
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            except OSError as error:
+                raise InvalidArgumentError(f"{host} is no address of this machine: {error.strerror}") from error
             beyond = [str(info[4][0]) for info in found if not _is_loopback(str(info[4][0]))]
             if beyond and self.password is None:
                 raise InvalidArgumentError(
                     f"{host} ({beyond[0]}) can be reached from other machines: set a password, or listen on 127.0.0.1"
                 )
         for host in hosts:
-            server = await loop.create_server(lambda: Connection(self), host, port, ssl=tls, backlog=511)
+            try:
+                server = await loop.create_server(lambda: Connection(self), host, port, ssl=tls, backlog=511)
+            except OSError as error:
+                why = os.strerror(error.errno) if error.errno else str(error)
+                raise InvalidArgumentError(f"{host}:{port} cannot be listened at: {why}") from error
             self._servers.append(server)
             port = server.sockets[0].getsockname()[1]
         self.hosts += hosts
@@ -327,11 +340,13 @@ def _bind_unix(place: Path) -> socket.socket:
         raise InvalidArgumentError(
             f"{place} cannot be listened at: there are no unix sockets here; listen on a port of this machine"
         )
-    if place.exists():
-        if not stat.S_ISSOCK(place.stat().st_mode):
+    if os.path.lexists(place):
+        if not stat.S_ISSOCK(place.lstat().st_mode):
             raise InvalidArgumentError(f"{place} exists and is no socket: name another path")
         with socket.socket(socket.AF_UNIX) as probe:
-            if not probe.connect_ex(str(place)):
+            # One whose queue is full is there, too.
+            probe.setblocking(False)
+            if probe.connect_ex(str(place)) != errno.ECONNREFUSED:
                 raise InvalidArgumentError(f"another server answers at {place}: name another path")
         place.unlink()
     listener = socket.socket(socket.AF_UNIX)

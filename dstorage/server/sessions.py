@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from typing import TYPE_CHECKING, Any
 
 from dstorage.server.clients import checked_name
-from dstorage.server.command import COMPATIBLE, SYNTAX, Command, CommandError, to_integer
+from dstorage.server.command import COMPATIBLE, SYNTAX, Command, CommandError, Work, to_integer
 from dstorage.server.replies import OK, bulk, integer, mapping
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from dstorage.server.server import Server
 
 WRONG_PASSWORD = "WRONGPASS invalid username-password pair or user is disabled."  # noqa: S105 - a message
+WRONG_PASSWORD_S = 0.2
+"""How long who gave a wrong password waits for the reply, so that guessing takes long."""
 NO_PASSWORD = (
     "ERR AUTH <password> called without any password configured for the default user. "  # noqa: S105 - a message
     "Are you sure your configuration is correct?"
@@ -82,22 +85,25 @@ class Sessions:
             raise CommandError("ERR DB index is out of range")
         link.out.append(OK)
 
-    def _auth(self, link: Connection, args: list[Any]) -> None:
+    def _auth(self, link: Connection, args: list[Any]) -> Work | None:
         if len(args) > 3:
             raise CommandError(SYNTAX)
         if len(args) == 2 and self._server.password is None:
             raise CommandError(NO_PASSWORD)
-        self._authenticate(link, args[1] if len(args) == 3 else b"default", args[-1])
+        if not self._authenticate(link, args[1] if len(args) == 3 else b"default", args[-1]):
+            return _refuse()
         link.out.append(OK)
+        return None
 
-    def _authenticate(self, link: Connection, user: bytes, password: bytes | bytearray) -> None:
+    def _authenticate(self, link: Connection, user: bytes, password: bytes | bytearray) -> bool:
         expected = self._server.password
         right = expected is None or hmac.compare_digest(digest(password), expected)
         if user != b"default" or not right:
-            raise CommandError(WRONG_PASSWORD)
+            return False
         link.trust()
+        return True
 
-    def _hello(self, link: Connection, args: list[Any]) -> None:
+    def _hello(self, link: Connection, args: list[Any]) -> Work | None:
         version = link.version
         position = 1
         if len(args) > 1:
@@ -121,7 +127,8 @@ class Sessions:
             else:
                 raise CommandError(f"ERR Syntax error in HELLO option '{args[position].decode(errors='replace')}'")
         if credentials is not None:
-            self._authenticate(link, *credentials)
+            if not self._authenticate(link, *credentials):
+                return _refuse()
         elif link.table is not self._server.table:
             raise CommandError(
                 "NOAUTH HELLO must be called with the client already authenticated, otherwise the HELLO <proto> AUTH "
@@ -141,3 +148,9 @@ class Sessions:
             (b"modules", b"*0\r\n"),
         ]
         link.out.append(mapping([(bulk(key), value) for key, value in facts], version))
+        return None
+
+
+async def _refuse() -> None:
+    await asyncio.sleep(WRONG_PASSWORD_S)
+    raise CommandError(WRONG_PASSWORD)

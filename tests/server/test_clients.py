@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import redis.asyncio
+from servers.certificates import Authority
 from servers.process import need
 
 import dstorage
@@ -27,7 +28,7 @@ PATIENCE_S = 60
 class Process:
     """`dstorage serve` as a process of its own."""
 
-    def __init__(self, store: Path, *options: str, environment=None):
+    def __init__(self, store: Path, *options: str, environment=None, **more):
         self.child = subprocess.Popen(
             [
                 sys.executable,
@@ -46,6 +47,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **(environment or {})},
+            **more,
         )
         lines = []
         while (line := self.child.stdout.readline()) and line != "}\n":
@@ -292,6 +294,9 @@ def test_an_end_in_the_middle_of_uploads_is_an_end(serve):
         (["--tls-cert", "none.pem"], "cannot be used"),
         (["--password-file", "none"], "cannot be read"),
         (["--max-request", "x"], "max-request"),
+        (["--budget", "1M"], "at least 2097152 bytes"),
+        (["--host", "no.such.host.invalid"], "no.such.host.invalid is no address"),
+        (["--unix", "/no/such/folder/socket"], "cannot be listened at: No such file"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_a_sentence(serve, options, message):
@@ -300,6 +305,82 @@ def test_what_cannot_be_served_is_refused_in_a_sentence(serve, options, message)
     assert done.returncode in (1, 2)
     assert message in " ".join(done.stderr.split()) or options[1] in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_port_in_use_is_named(serve):
+    port = serve().port
+    other = serve.path.with_name("other")
+    for command in (["init", str(other)], ["serve", str(other), "--port", str(port)]):
+        done = subprocess.run(
+            [sys.executable, "-c", MAIN, *command], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+    assert f"127.0.0.1:{port} cannot be listened at: Address already in use" in " ".join(done.stderr.split())
+
+
+def test_a_key_with_a_passphrase_is_refused_without_asking(serve, tmp_path):
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    secret = serialization.BestAvailableEncryption(b"x")
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret
+    (tmp_path / "key.pem").write_bytes(ec.generate_private_key(ec.SECP256R1()).private_bytes(*form))
+    certificate, _ = Authority(tmp_path).issue("localhost")
+    command = ["serve", str(serve.path), "--port", "0", "--tls-cert", certificate, "--tls-key", tmp_path / "key.pem"]
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert "is encrypted" in " ".join(done.stderr.split())
+    assert "pass phrase" not in done.stderr
+
+
+def test_redis_cli_over_tls_with_a_certificate_of_its_own(serve, tmp_path):
+    cli = need("redis-cli", TOOLS)
+    authority, strangers = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
+    certificate, key = authority.issue("localhost")
+    port = serve("--tls-cert", str(certificate), "--tls-key", str(key), "--tls-client-ca", str(authority.ca_file)).port
+
+    def ask(one, *command):
+        options = ["-p", str(port), "--tls", "--cacert", str(authority.ca_file)]
+        if one is not None:
+            options += [
+                part
+                for name, file in zip(("--cert", "--key"), one.issue("me"), strict=True)
+                for part in (name, str(file))
+            ]
+        done = subprocess.run(
+            [cli, *options, *command], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        return done.stdout.strip()
+
+    assert ask(authority, "SET", "k", "v") == "OK"
+    assert ask(authority, "GET", "k") == "v"
+    assert ask(None, "GET", "k") != "v"
+    assert ask(strangers, "GET", "k") != "v"
+
+
+def test_connections_leave_the_store_the_files_it_needs(serve):
+    resource = pytest.importorskip("resource")
+
+    def few():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
+
+    process = serve(preexec_fn=few)
+    links = []
+    for _ in range(300):
+        links.append(socket.create_connection(("127.0.0.1", process.port), timeout=PATIENCE_S))
+        links[-1].sendall(b"PING\r\n")
+        if links[-1].recv(100) != b"+PONG\r\n":
+            break
+    assert len(links) == 300 - 256 + 1
+    links[0].sendall(b"SET k v\r\nSAVE\r\n")
+    with links[0].makefile("rb") as replies:
+        assert [replies.readline() for _ in range(2)] == [b"+OK\r\n"] * 2
+    for link in links:
+        link.close()
 
 
 def test_beyond_loopback_with_a_password(serve, tmp_path):

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import stat
+import time
 
 import hiredis
 import pytest
@@ -120,6 +121,25 @@ async def test_what_comes_behind_the_password_is_taken_as_from_a_friend(make_nod
     stranger.write("MSET", *[part for number in range(20) for part in (f"k{number}", "v")])
     assert str(await stranger.receive()).startswith("NOAUTH")
     assert str(await stranger.receive()) == "ERR Protocol error: unauthenticated multibulk length"
+
+
+async def test_a_wrong_password_costs_time_and_what_follows_waits_its_turn(make_node):
+    node = await make_node(password=b"secret")
+    client = await node.client()
+    begin = time.monotonic()
+    for command in (
+        ["AUTH", "a"],
+        ["GET", "k"],
+        ["HELLO", 3, "AUTH", "default", "b"],
+        ["AUTH", "secret"],
+        ["SET", "k", "v"],
+        ["GET", "k"],
+    ):
+        client.write(*command)
+    replies = [await client.receive() for _ in range(6)]
+    assert time.monotonic() - begin >= 0.4
+    assert [str(reply).split()[0] for reply in replies[:3]] == ["WRONGPASS", "NOAUTH", "WRONGPASS"]
+    assert replies[3:] == [b"OK", b"OK", b"v"]
 
 
 async def test_who_does_not_show_the_password_is_let_go(make_node, monkeypatch):
