@@ -171,6 +171,14 @@ async def test_any_node_is_enough_to_find_the_others(cluster, tmp_path):
     await bench.controller.close()
 
 
+async def test_a_node_of_a_cluster_asked_as_a_single_server_is_told_in_words(cluster, tmp_path):
+    # The slot of the first thing that is asked, the probe, is another's.
+    bench = Bench(LanController(url=cluster.nodes[0].url), tmp_path)
+    with pytest.warns(RuntimeWarning, match="pass cluster=True"):
+        await bench.open()
+    await bench.controller.close()
+
+
 async def test_a_single_server_asked_as_a_cluster_is_told_in_words(tmp_path):
     server = RedisServer(tmp_path / "redis")
     server.start()

@@ -79,7 +79,8 @@ class LanController(Controller):
         capacity: Bytes of chunks to keep there at most; None for what the server takes.
         rank: Performance class.
         piece_bytes: Larger chunks are cut into pieces of this length, a power of two from 64 KiB to 64 MiB.
-        connections: Most connections at a time (to each node of a Cluster).
+        connections: Most connections at a time that carry chunks (to each node of a Cluster); a commit, a probe and the look
+            for what a crash left behind take one more each.
         timeout: Seconds after which what the server has not answered counts as unavailable.
         replicas: Commits wait until so many replicas have taken their writes; 0 for none.
 

@@ -61,7 +61,8 @@ class Durability:
                     raise InvalidResponse("the server answers WAITAOF with something else")
             if local < 1:
                 raise ControllerUnavailable(
-                    f"the server of {self._name!r} has not brought its append-only file to its disk in time"
+                    f"the server of {self._name!r} has not brought its append-only file to its disk within "
+                    f"{self._wait_ms / 1000:g} s: set its appendfsync to always, or to everysec and timeout= to 5 or more"
                 )
             self._check(replicas)
         elif self._replicas:

@@ -62,6 +62,8 @@ def refusal(name: str, error: BaseException) -> ControllerError:
         )
     if isinstance(error, TimeoutError):
         text = "it did not answer in time"
+    if isinstance(error, AskError):
+        text = f"it sends us on to {error.host}:{error.port}; if it is a node of a Cluster, pass cluster=True"
     return ControllerUnavailable(f"the server of {name!r} cannot be used now: {text[:300]}")
 
 
