@@ -1,4 +1,4 @@
-"""As much of S3 as obstore needs, in this process: answers rightly, or as a test says."""
+"""As much of S3, and of Google's XML API, as obstore needs, in this process: answers rightly, or as a test says."""
 
 from __future__ import annotations
 
@@ -97,10 +97,14 @@ class ScriptedS3:
         self, method: str, key: str, query: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, bytes, str]:
         if method == "PUT":
-            if headers.get("if-none-match") == "*" and key in self.objects:
+            new = headers.get("if-none-match") == "*" or headers.get("x-goog-if-generation-match") == "0"
+            if new and key in self.objects:
                 return 412, b"<Error><Code>PreconditionFailed</Code></Error>", ""
             self.objects[key] = body
             return 200, b"", ""
+        if method == "DELETE":
+            found = self.objects.pop(key, None)
+            return (204, b"", "") if found is not None else (404, b"<Error><Code>NoSuchKey</Code></Error>", "")
         if method == "POST":
             for name in self.names:
                 self.objects.pop(name, None)
