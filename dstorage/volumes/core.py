@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from dstorage.errors import ClosedError, InvalidArgumentError, UsageError
+from dstorage.persistent.errors import DamagedMetadataError
 from dstorage.volumes.device import DataDevice
 from dstorage.volumes.errors import (
     DeviceBusyError,
@@ -26,7 +28,7 @@ from dstorage.volumes.figures import CHANGE_BLOCKS
 from dstorage.volumes.finish import finish, in_thread
 from dstorage.volumes.gate import Gate
 from dstorage.volumes.metadata import ThinMetadata
-from dstorage.volumes.status import LowSpace, Mode, SpaceWatch
+from dstorage.volumes.status import LowSpace, Mode, PoolStatus, SpaceWatch
 
 if TYPE_CHECKING:
     from dstorage.volumes.volume import Volume
@@ -78,6 +80,10 @@ class PoolCore:
         self._flush_failure: Exception | None = None
         self._space = SpaceWatch(low_space)
         self.loop = asyncio.get_running_loop()
+        self._shown: PoolStatus | None = None
+        """While a thread changes the metadata: how they were before."""
+        # Short of space already? Nothing else may happen for long that would tell.
+        self._watch_space()
         self._committer: asyncio.Task[None] | None = None
         if commit_interval is not None and not metadata.read_only:
             self._committer = self.loop.create_task(self._commit_now_and_then(commit_interval))
@@ -87,9 +93,21 @@ class PoolCore:
         """What the pool takes now."""
         if self._broken is not None or self.metadata.read_only:
             return Mode.READ_ONLY
-        if self.metadata.free_metadata_blocks < CHANGE_BLOCKS:
+        figures = self._shown or self.metadata
+        if figures.free_metadata_blocks < CHANGE_BLOCKS:
             return Mode.OUT_OF_METADATA_SPACE
-        return Mode.WRITE if self.metadata.free_data_blocks else Mode.OUT_OF_DATA_SPACE
+        return Mode.WRITE if figures.free_data_blocks else Mode.OUT_OF_DATA_SPACE
+
+    def status(self) -> PoolStatus:
+        """The pool in numbers, from memory; while it is being committed or changed as a whole, how it was before."""
+        self._check_open()
+        # The mode is another one as soon as anything fails.
+        return replace(self._shown or self._look(), mode=self.mode, devices=len(self.metadata.ids()))
+
+    def devices(self) -> list[int]:
+        """The ids of all devices, ascending, from memory."""
+        self._check_open()
+        return self.metadata.ids()
 
     async def commit(self) -> None:
         """Make everything durable: first the bytes, then the mappings.
@@ -194,6 +212,14 @@ class PoolCore:
         await self.commit()
         return True
 
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Change the metadata in a thread, to the end whatever happens; the caller is alone."""
+        self._shown = self._look()
+        try:
+            return await in_thread(work)
+        finally:
+            self._shown = None
+
     def closed(self, volume: Volume) -> None:
         """A volume has been closed."""
         if self._volumes.get(volume.id) is volume:
@@ -204,6 +230,23 @@ class PoolCore:
     def _check_open(self) -> None:
         if self.is_closed:
             raise ClosedError(f"the pool {self.path} was closed: open it again")
+
+    def _look(self) -> PoolStatus:
+        """The figures, without the number of devices, for which a tree may have to be read."""
+        metadata = self.metadata
+        return PoolStatus(
+            mode=self.mode,
+            needs_check=metadata.needs_check,
+            transaction_id=metadata.transaction_id,
+            time=metadata.time,
+            block_bytes=self.block_bytes,
+            data_blocks=metadata.nr_data_blocks,
+            free_data_blocks=metadata.free_data_blocks,
+            metadata_blocks=metadata.nr_metadata_blocks,
+            free_metadata_blocks=metadata.free_metadata_blocks,
+            held_root=metadata.held_root,
+            devices=0,
+        )
 
     def _change(self, work: Callable[[], T]) -> T:
         """Run a change of the metadata; if it breaks off half done, fall back to the last commit."""
@@ -239,7 +282,13 @@ class PoolCore:
                 volume.close()
             self.metadata.close()
             raise
-        there = {id for id, _ in self.metadata.devices()} if self._volumes else set()
+        there: list[int] = []
+        try:
+            # Also to have them in memory.
+            there = self.metadata.ids()
+        except DamagedMetadataError:
+            if self._volumes:
+                raise
         for id, volume in list(self._volumes.items()):
             if id in there:
                 volume.forget()
@@ -272,7 +321,7 @@ class PoolCore:
             self._fall_back(error)
             raise
         try:
-            freed = await in_thread(self.metadata.commit)
+            freed = await self.in_thread(self.metadata.commit)
         except Exception as error:
             self._fall_back(error, needs_check=True)
             raise

@@ -92,6 +92,13 @@ class PoolFigures(PoolTransaction):
         found.update(self._details)
         return sorted(found.items())
 
+    def ids(self) -> list[int]:
+        """The ids of all devices, ascending; their tree is read only the first time."""
+        self._check_open()
+        if self._ids is None:
+            self._ids = {id for id, _ in self.devices()}
+        return sorted(self._ids)
+
     def has_room(self, changes: int, *, in_reserve: bool = False) -> bool:
         """Whether so many changes, and the commit behind them, will find the metadata blocks they need.
 

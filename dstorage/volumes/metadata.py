@@ -111,6 +111,8 @@ class ThinMetadata(PoolFigures):
                 details_root = self._trees.details.remove(details_root, id)
             mapping_root = self._trees.devices.remove(here.mapping_root, id)
             self._superblock = replace(here, details_root=details_root, mapping_root=mapping_root)
+            if self._ids is not None:
+                self._ids.discard(id)
 
     # -- mappings -----------------------------------------------------------------------------------------------------
 
@@ -342,3 +344,5 @@ class ThinMetadata(PoolFigures):
         here = self._superblock
         self._superblock = replace(here, mapping_root=self._trees.devices.insert(here.mapping_root, id, root))
         self._details[id] = DeviceDetails(mapped_blocks, here.transaction_id, here.time, here.time)
+        if self._ids is not None:
+            self._ids.add(id)

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Self
 
 from dstorage.errors import ClosedError, InvalidArgumentError
+from dstorage.persistent.errors import DamagedMetadataError
 from dstorage.volumes.core import COMMIT_INTERVAL_S, PoolCore
 from dstorage.volumes.device import DataDevice
 from dstorage.volumes.errors import (
@@ -28,7 +29,7 @@ from dstorage.volumes.errors import (
 )
 from dstorage.volumes.finish import in_thread
 from dstorage.volumes.metadata import ThinMetadata
-from dstorage.volumes.status import DeviceStatus, LowSpace, Mode, PoolStatus
+from dstorage.volumes.status import DeviceStatus, LowSpace, Mode
 from dstorage.volumes.volume import Volume
 
 DATA_BLOCK_BYTES = 64 * 1024
@@ -77,7 +78,7 @@ class ThinPool(PoolCore):
             data_bytes: Of the data device, which is made that long; None takes it as long as it is.
             metadata_bytes: Of the metadata file, up to 15.9 GiB.
             commit_interval: Seconds between commits in the background, None for none.
-            low_space: Whom to tell that free space has fallen to a mark.
+            low_space: Whom to tell that free space has fallen to a mark, or is there already.
 
         Raises:
             InvalidArgumentError: A size out of its range, or a file that holds something.
@@ -222,12 +223,7 @@ class ThinPool(PoolCore):
             if id in self._volumes:
                 raise DeviceBusyError(f"device {id} is open as a volume: close that first")
             # A large one takes a while.
-            await in_thread(lambda: self._change(lambda: self.metadata.delete_device(id)))
-
-    def devices(self) -> list[int]:
-        """The ids of all devices, ascending."""
-        self._check_open()
-        return [id for id, _ in self.metadata.devices()]
+            await self.in_thread(lambda: self._change(lambda: self.metadata.delete_device(id)))
 
     async def device(self, id: int, *, shared: bool = False) -> DeviceStatus:
         """About one device.
@@ -327,7 +323,7 @@ class ThinPool(PoolCore):
         async with self.gate.alone:
             self._check_open()
             self.check_changeable()
-            await in_thread(lambda: self._change(lambda: self.metadata.grow_metadata(metadata_bytes)))
+            await self.in_thread(lambda: self._change(lambda: self.metadata.grow_metadata(metadata_bytes)))
             await self._commit()
 
     async def take_metadata_snapshot(self) -> int:
@@ -355,7 +351,7 @@ class ThinPool(PoolCore):
         async with self.gate.alone:
             self._check_open()
             self.check_changeable()
-            await in_thread(lambda: self._change(self.metadata.release_snapshot))
+            await self.in_thread(lambda: self._change(self.metadata.release_snapshot))
             await self._commit()
 
     async def set_transaction_id(self, new: int, *, expected: int) -> None:
@@ -369,39 +365,28 @@ class ThinPool(PoolCore):
             self.check_changeable()
             self._change(lambda: self.metadata.set_transaction_id(expected, new))
 
-    def status(self) -> PoolStatus:
-        """The pool in numbers."""
-        self._check_open()
-        metadata = self.metadata
-        return PoolStatus(
-            mode=self.mode,
-            needs_check=metadata.needs_check,
-            transaction_id=metadata.transaction_id,
-            time=metadata.time,
-            block_bytes=self.block_bytes,
-            data_blocks=metadata.nr_data_blocks,
-            free_data_blocks=metadata.free_data_blocks,
-            metadata_blocks=metadata.nr_metadata_blocks,
-            free_metadata_blocks=metadata.free_metadata_blocks,
-            held_root=metadata.held_root,
-            devices=sum(1 for _ in metadata.devices()),
-        )
-
     def __repr__(self) -> str:
         if self.is_closed:
             return f"<ThinPool {str(self.path)!r}: closed>"
-        metadata = self.metadata
+        status = self.status()
         return (
-            f"<ThinPool {str(self.path)!r}: {self.mode.value}, {metadata.free_data_blocks} of "
-            f"{metadata.nr_data_blocks} blocks free, {len(self._volumes)} volumes open>"
+            f"<ThinPool {str(self.path)!r}: {status.mode.value}, {status.free_data_blocks} of "
+            f"{status.data_blocks} blocks free, {len(self._volumes)} volumes open>"
         )
 
 
 async def _opened(work: Callable[[], ThinMetadata]) -> ThinMetadata:
     """Open metadata in a thread; if nobody waits any more when they are open, they are closed again."""
     opened: list[ThinMetadata] = []
+
+    def read() -> None:
+        opened.append(work())
+        # Into memory while nobody waits for the loop. What is damaged there is told to who asks for it.
+        with contextlib.suppress(DamagedMetadataError):
+            opened[0].ids()
+
     try:
-        await in_thread(lambda: opened.append(work()))
+        await in_thread(read)
     except asyncio.CancelledError:
         for metadata in opened:
             metadata.close()

@@ -64,6 +64,8 @@ class PoolTransaction:
     _trees: ThinTrees
     _clone: Clone
     _looking: BTree
+    _ids: set[int] | None
+    """Of all devices; None: not looked at yet."""
 
     def __init__(
         self,
@@ -312,6 +314,7 @@ class PoolTransaction:
         self._looking = BTree(self._clone, levels=2)
         self._details.clear()
         self._details_nodes = None
+        self._ids = None
         self.changed = False
 
     def _read_superblock(self) -> Superblock:

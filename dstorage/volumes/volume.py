@@ -347,7 +347,7 @@ class Volume:
             self._check_open()
             self._pool.check_changeable()
             if large:
-                await in_thread(lambda: self._pool.unmap(self.id, first, last))
+                await self._pool.in_thread(lambda: self._pool.unmap(self.id, first, last))
             elif first < last:
                 await self._fetch(first, last - 1)
                 await self._settled(first, last - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from random import Random
 
 import pytest
@@ -21,6 +22,7 @@ from dstorage.volumes.errors import (
     PoolFullError,
     PoolReadOnlyError,
 )
+from dstorage.volumes.metadata import ThinMetadata
 from dstorage.volumes.pool import ThinPool
 from dstorage.volumes.status import LowSpace, Mode
 
@@ -344,6 +346,107 @@ async def test_low_space_is_told_once_each_time(path):
         await volume.pwrite(b"x", BLOCK)
         await asyncio.sleep(0)
         assert told == [("data", 2), ("data", 2)]
+
+
+async def test_space_that_is_low_already_is_told_at_opening(path):
+    data, pool = await create(path, blocks=5)
+    async with pool:
+        await pool.create_device(1)
+        volume = await pool.volume(1, size=5 * BLOCK)
+        await volume.pwrite(b"x" * 3 * BLOCK, 0)
+    for mark, expected in ((1, []), (2, [("data", 2)])):
+        told = []
+        low = LowSpace(lambda kind, free, told=told: told.append((kind, free)), data_blocks=mark)
+        async with await ThinPool.open(path, data, commit_interval=None, low_space=low):
+            await asyncio.sleep(0)
+            assert told == expected
+
+
+# -- figures
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Holds up the threads in which `ThinMetadata` does one thing; nobody else may look at what it changes meanwhile."""
+    here = threading.get_ident()
+
+    class Held:
+        def __init__(self):
+            self.begun, self.go = threading.Event(), threading.Event()
+
+        def up(self, method):
+            real = getattr(ThinMetadata, method)
+
+            def slow(metadata, *args):
+                assert threading.get_ident() != here
+                self.begun.set()
+                assert self.go.wait(10)
+                try:
+                    return real(metadata, *args)
+                finally:
+                    self.begun.clear()
+
+            monkeypatch.setattr(ThinMetadata, method, slow)
+
+    held = Held()
+    for name in ("_spare", "devices"):
+        real = getattr(ThinMetadata, name)
+
+        def alone(metadata, *args, real=real, **options):
+            assert not (held.begun.is_set() and threading.get_ident() == here), "looked at while a thread changes it"
+            return real(metadata, *args, **options)
+
+        monkeypatch.setattr(ThinMetadata, name, alone)
+    return held
+
+
+@pytest.mark.parametrize("what", ["commit", "delete_device", "grow_metadata", "unmap"])
+async def test_while_a_thread_changes_the_metadata_the_figures_are_those_before(path, held, what):
+    _, pool = await create(path, blocks=100)
+    async with pool:
+        for id in (3, 1, 2):
+            await pool.create_device(id)
+        volume = await pool.volume(1, size=2**40)
+        await volume.pwrite(b"x" * 10 * BLOCK, 0)
+        if what != "commit":
+            await pool.commit()
+        before, shown = pool.status(), repr(pool)
+        held.up(what)
+        work = {
+            "commit": pool.commit,
+            "delete_device": lambda: pool.delete_device(3),
+            "grow_metadata": lambda: pool.grow_metadata(2**21),
+            "unmap": lambda: volume.discard(0, 2**40),
+        }[what]
+        task = asyncio.create_task(work())
+        await asyncio.to_thread(held.begun.wait, 10)
+        assert (pool.status(), pool.devices(), repr(pool)) == (before, [1, 2, 3], shown)
+        held.go.set()
+        await task
+        after = pool.status()
+        assert pool.devices() == ([1, 2] if what == "delete_device" else [1, 2, 3])
+        assert after.devices == len(pool.devices())
+        assert (after.metadata_blocks > before.metadata_blocks) == (what == "grow_metadata")
+
+
+async def test_the_list_of_devices_is_not_read_again_but_after_a_way_back(path, monkeypatch):
+    data, pool = await create(path)
+    async with pool:
+        await pool.create_device(7)
+    async with await reopened(path, data) as pool:
+        reads = []
+        real = ThinMetadata.devices
+        monkeypatch.setattr(ThinMetadata, "devices", lambda metadata: reads.append(1) or real(metadata))
+        await pool.create_device(3)
+        await pool.snapshot(5, origin=7)
+        assert pool.devices() == [3, 5, 7]
+        await pool.delete_device(7)
+        await pool.commit()
+        await pool.delete_device(3)
+        await pool.create_device(4)
+        assert (pool.devices(), pool.status().devices, reads) == ([4, 5], 2, [])
+        await pool.rollback()
+        assert (pool.devices(), pool.status().devices) == ([3, 5], 2)
 
 
 async def test_deleted_blocks_are_given_back_to_the_device_after_the_commit(path):
