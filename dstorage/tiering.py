@@ -85,7 +85,10 @@ class Tiering:
         self._uses = uses
         self._pagein = pagein
         self._writeback = writeback
-        self._position = 0
+        self._positions: dict[int, int] = {}
+        """Index of a controller -> the id at which the next look for what is cold on it begins."""
+        self._leaving: dict[int, dict[int, int]] = {}
+        """Index of a controller -> id and size of what has moved down from it and is not committed yet."""
         self._seen = (0, 0)
         self._credit = 0
         """Bytes that may be moved now; below zero after a chunk larger than what one look may move."""
@@ -189,26 +192,40 @@ class Tiering:
         tiers = self._durable()
         for entry, below in pairwise(tiers):
             assert entry.controller is not None
-            used = entry.controller.space().used
+            used = entry.controller.space().used - self._leaving_bytes(entry)
             capacity = self._capacity(entry)
             if capacity is None or used <= capacity * entry.rule.high:
                 continue
             excess = used - int(capacity * entry.rule.low)
             oldest = time.time_ns() - int(entry.rule.min_age * 1e9)
-            chosen = []
+            chosen: dict[int, int] = {}
             for last, id, size in sorted(self._sample(entry)):
                 if excess <= 0 or self._credit <= 0 or last > oldest:
                     break
-                chosen.append(id)
+                chosen[id] = size
                 excess -= size
                 self._credit -= size
-            moved += await self._mover.move(chosen, below) if chosen else 0
+            if chosen:
+                try:
+                    moved += await self._mover.move(list(chosen), below)
+                finally:
+                    self._leaving.setdefault(entry.index, {}).update(chosen)
         return moved
+
+    def _leaving_bytes(self, entry: Entry) -> int:
+        """What has moved away from `entry` and is free there only after the next commit: no reason to move still more."""
+        leaving = {}
+        for id, size in self._leaving.get(entry.index, {}).items():
+            committed, now = self._index.catalog.get(id), self._index.get(id)
+            if committed is not None and now is not None and committed.controller == entry.index != now.controller:
+                leaving[id] = size
+        self._leaving[entry.index] = leaving
+        return sum(leaving.values())
 
     def _sample(self, entry: Entry) -> list[tuple[int, int, int]]:
         """(last access, id, size) of committed chunks on `entry`, from where the last look ended."""
-        part = list(islice(self._index.catalog.records(self._position), SAMPLE))
-        self._position = part[-1][0] + 1 if len(part) == SAMPLE else 0
+        part = list(islice(self._index.catalog.records(self._positions.get(entry.index, 0)), SAMPLE))
+        self._positions[entry.index] = part[-1][0] + 1 if len(part) == SAMPLE else 0
         return [
             (self._uses.last(id, record.last_access), id, record.locator.size)
             for id, record in part

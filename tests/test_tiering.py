@@ -9,7 +9,7 @@ import pytest
 from memory_controller import MemoryController
 
 import dstorage
-from dstorage import TieringRules, TierRule
+from dstorage import TieringRules, TierRule, tiering
 
 
 def opening(path, *controllers, **options):
@@ -66,12 +66,29 @@ async def test_a_full_controller_gives_its_coldest_down_to_the_low_mark(tmp_path
         assert kept_on(store, ids) == ["fast"] * 20
         await page_in(store, ids[10:], 1)
         assert await store.tiering.step() == 10
+        assert await store.tiering.step() == 0, "what has left is free only after the commit, and not to be made up for"
         await store.commit()
+        assert await store.tiering.step() == 0
         assert kept_on(store, ids) == ["slow"] * 10 + ["fast"] * 10
         assert fast.used == 10_000
         for number, id in enumerate(ids):
             async with store.handle(id) as data:
                 assert data == bytes([number]) * 1000
+
+
+async def test_each_controller_is_looked_through_to_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(tiering, "SAMPLE", 10)
+    fast, middle = (
+        MemoryController("fast", rank=90, capacity=10_500),
+        MemoryController("middle", rank=50, capacity=10_500),
+    )
+    async with opening(tmp_path, fast, middle, MemoryController("slow", rank=10)) as store:
+        ids = await fill(store, 10, "middle") + await fill(store, 5, "fast")
+        for _ in range(3):
+            await store.tiering.step()
+            await store.commit()
+        assert "slow" in kept_on(store, ids[:10])
+        assert "middle" in kept_on(store, ids[10:])
 
 
 async def test_the_rate_bounds_a_step(tmp_path):
