@@ -79,7 +79,7 @@ async def test_a_full_controller_gives_its_coldest_down_to_the_low_mark(tmp_path
 async def test_each_controller_is_looked_through_to_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(tiering, "SAMPLE", 10)
     fast, middle = (
-        MemoryController("fast", rank=90, capacity=10_500),
+        MemoryController("fast", rank=90, capacity=5_500),
         MemoryController("middle", rank=50, capacity=10_500),
     )
     async with opening(tmp_path, fast, middle, MemoryController("slow", rank=10)) as store:
