@@ -170,6 +170,7 @@ class Admin:
                 "used_memory": stats.used,
                 "used_memory_human": _human(stats.used),
                 "used_memory_dirty": stats.dirty,
+                "used_memory_stray": stats.stray,
                 "used_memory_rss": memory,
                 "used_memory_rss_human": _human(memory),
                 "maxmemory": stats.budget,

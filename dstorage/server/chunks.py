@@ -10,7 +10,7 @@ import contextlib
 import struct
 from typing import Self
 
-from dstorage.errors import DStorageError, Lost, MemoryUnavailable, TemporarilyUnavailable
+from dstorage.errors import Deleted, DStorageError, Lost, MemoryUnavailable, TemporarilyUnavailable
 from dstorage.handle import Handle, Status
 from dstorage.store import Store
 
@@ -148,7 +148,7 @@ class Patience:
         self._chunks = chunks
         self._seconds = seconds
         self._held: list[Handle] = []
-        self._lost: dict[int, Lost] = {}
+        self._gone: dict[int, Lost | Deleted] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -169,13 +169,13 @@ class Patience:
             self._chunks.settle()
             await store.room.reserve(obstacle.size, 0, self._seconds)
             self._chunks.lend(obstacle.size)
-        elif obstacle.id in self._lost:
-            raise self._lost[obstacle.id]
+        elif obstacle.id in self._gone:
+            raise self._gone[obstacle.id]
         else:
             handle = store.table.get(obstacle.id)
             self._held.append(handle)
             try:
                 await fetch(handle, self._seconds)
-            except Lost as failure:
-                # Now that this is known, what only removes it can be done.
-                self._lost[obstacle.id] = failure
+            except (Lost, Deleted) as failure:
+                # Lost: now that this is known, what only removes it can be done. Deleted: its key has another value by now, or none.
+                self._gone[obstacle.id] = failure

@@ -129,6 +129,28 @@ async def test_more_keys_than_memory_are_read_and_changed_wherever_they_are(make
     assert await client.send("DEL", *values) == len(values)
 
 
+@pytest.mark.parametrize("change", [["DEL", "k"], ["SET", "k", "new"]])
+async def test_a_value_that_is_replaced_while_somebody_waits_for_it_is_no_error(make_node, monkeypatch, change):
+    node, client = await tight(make_node)
+    for key in ("k", "large"):
+        await client.send("SET", key, b"x" * (1000 if key == "k" else 3_000_000))
+    node, client = await tight(make_node)
+    waits, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def fetch(handle, seconds):
+        waits.set()
+        await may_go_on.wait()
+        return await handle
+
+    monkeypatch.setattr(node.server.chunks, "bring", lambda id: False)
+    monkeypatch.setattr("dstorage.server.chunks.fetch", fetch)
+    client.write("GET", "k")
+    await waits.wait()
+    assert await (await node.client()).send(*change) in (1, b"OK")
+    may_go_on.set()
+    assert await client.receive() == (None if change[0] == "DEL" else b"new")
+
+
 async def test_counting_in_many_clients_at_once_loses_nothing_when_the_number_is_not_in_memory(make_node):
     node, client = await tight(make_node)
     await client.send("SET", "n", "0")
