@@ -7,7 +7,7 @@ from typing import ClassVar
 import pytest
 from dstorage_controllers.lan import LanController
 from dstorage_controllers.lan.layout import Layout
-from servers.redis_server import RedisServer
+from servers.redis_server import RedisServer, valkey
 
 from dstorage.testing import ControllerTests
 from dstorage.testing.suite import STORE
@@ -16,6 +16,14 @@ from dstorage.testing.suite import STORE
 @pytest.fixture(scope="module")
 def redis(tmp_path_factory):
     server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def valkey_server(tmp_path_factory):
+    server = RedisServer(tmp_path_factory.mktemp("valkey"), program=valkey())
     server.start()
     yield server
     server.kill()
@@ -57,6 +65,12 @@ class TestSmallPieces(Suite):
     @pytest.fixture(autouse=True)
     def _server(self, redis):
         self.server = redis
+
+
+class TestValkey(Suite):
+    @pytest.fixture(autouse=True)
+    def _server(self, valkey_server):
+        self.server = valkey_server
 
 
 class TestUnixSocket(Suite):

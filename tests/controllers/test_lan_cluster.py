@@ -6,7 +6,7 @@ import pytest
 from dstorage_controllers.lan import LanController
 from dstorage_controllers.lan.layout import Layout
 from redis.crc import key_slot
-from servers.redis_server import RedisCluster, RedisServer
+from servers.redis_server import RedisCluster, RedisServer, valkey
 from servers.scripted import ScriptedServer
 
 from dstorage.controller import ControllerStatus
@@ -160,6 +160,24 @@ async def test_a_replica_that_takes_over_is_followed(tmp_path):
         await bench.controller.close()
     finally:
         cluster.kill()
+
+
+async def test_a_cluster_of_valkey_keeps_chunks_and_commits(tmp_path):
+    cluster = RedisCluster(tmp_path / "valkey", program=valkey())
+    bench = Bench(LanController(url=cluster.url, cluster=True), tmp_path)
+    await bench.open()
+    chunks = {number: payload(number, 700_000) for number in range(1, 10)}
+    places = await bench.put(chunks)
+    await bench.commit(places)
+    for node in cluster.nodes:
+        node.kill()
+        node.start()
+    cluster.wait()
+    await bench.get(places)
+    await eventually(lambda: bench.controller.status is ControllerStatus.OK, "it is back")
+    assert await bench.get(places) == chunks
+    await bench.controller.close()
+    cluster.kill()
 
 
 async def test_any_node_is_enough_to_find_the_others(cluster, tmp_path):

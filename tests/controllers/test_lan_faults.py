@@ -12,7 +12,7 @@ from dstorage_controllers.lan import LanController, unlinking
 from dstorage_controllers.lan.layout import Layout
 from dstorage_controllers.lan.link import MANNERS
 from servers.proxy import FaultProxy
-from servers.redis_server import RedisServer
+from servers.redis_server import RedisServer, valkey
 from servers.scripted import ScriptedServer
 
 from dstorage.controller import ControllerStatus, OpenContext, ReadRequest, WriteRequest
@@ -293,6 +293,35 @@ class TestServer:
             await bench.controller.sync()
         assert bench.controller.status is ControllerStatus.OK, "reading and writing go on"
         await bench.controller.close()
+
+
+class TestValkey:
+    """What Redis has learnt since version 7.0: to wait for its disk."""
+
+    async def test_a_commit_waits_for_the_append_only_file(self, tmp_path):
+        server = RedisServer(tmp_path / "valkey", program=valkey(), appendfsync="no")
+        server.start()
+        bench = Bench(LanController(url=server.url, timeout=TIMEOUT_S), tmp_path)
+        await bench.open()
+        places = await bench.put(chunks())
+        with pytest.raises(ControllerUnavailable, match="append-only file"):
+            await bench.controller.sync()
+        assert bench.controller.status is ControllerStatus.OK
+        server.ask("CONFIG", "SET", "appendfsync", "always")
+        await bench.commit(places)
+        # Full, it waits all the same.
+        server.ask("CONFIG", "SET", "maxmemory", "1mb")
+        await bench.controller.sync()
+        server.ask("CONFIG", "SET", "appendfsync", "no")
+        with pytest.raises(ControllerUnavailable, match="append-only file"):
+            await bench.controller.sync()
+        server.kill()
+        server.start()
+        await bench.get(places)
+        await back(bench)
+        assert await bench.get(places) == chunks()
+        await bench.controller.close()
+        server.kill()
 
 
 class TestReplies:

