@@ -7,19 +7,15 @@ wrong with the pool or the operation failed, 2 the command was called wrongly.
 from __future__ import annotations
 
 import asyncio
-import json as json_module
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dstorage.cli.progress import Meter
+from dstorage.cli.running import AsJson, print_json
+from dstorage.cli.streams import PIECE_BYTES, copy_out, mapped, source_of, target_of
 from dstorage.errors import InvalidArgumentError
 from dstorage.paging.budget import parse_bytes
 from dstorage.volumes.check import check as check_metadata
@@ -40,11 +36,6 @@ Data = Annotated[Path, typer.Argument(metavar="DATA", help="File or device of th
 Id = Annotated[int, typer.Argument(metavar="ID", min=0, max=2**24 - 1, help="Of the volume.", show_default=False)]
 Ids = Annotated[list[int], typer.Argument(metavar="ID...", min=0, max=2**24 - 1, show_default=False)]
 Offset = Annotated[str, typer.Option(help='Where to begin ("4096", "1G").')]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-
-PIECE_BYTES = 4 * 2**20
-PATIENCE_S = 1.0
-"""Most commands are over by then; only others get a progress bar, and only on a terminal."""
 
 
 @volume_app.command()
@@ -96,7 +87,7 @@ def create(
                 # There is no pool that it could be the data of.
                 data.unlink()
         if json:
-            _print_json({"metadata": str(metadata), "volume": id, **asdict(status), "mode": status.mode.value})
+            print_json({"metadata": str(metadata), "volume": id, **asdict(status), "mode": status.mode.value})
         else:
             what = f"volume {id} made in a" if id is not None else "a"
             typer.echo(f"{metadata}: {what} pool of {status.data_blocks:,} blocks of {status.block_bytes:,} bytes")
@@ -112,25 +103,29 @@ def snapshot(metadata: Metadata, origin: Id, id: Id, json: AsJson = False) -> No
         pool.commit()
         details = pool.details(id)
     if json:
-        _print_json({"id": id, "origin": origin, "mapped_blocks": details.mapped_blocks})
+        print_json({"id": id, "origin": origin, "mapped_blocks": details.mapped_blocks})
     else:
         typer.echo(f"volume {id}: a snapshot of {origin}, {details.mapped_blocks:,} blocks")
 
 
 @volume_app.command()
 def ls(metadata: Metadata, json: AsJson = False) -> None:
-    """List the volumes of a pool."""
+    """List the volumes of a pool (id, mapped bytes, times of creation and last snapshot), and what it has left."""
     with ThinMetadata.open(metadata, read_only=True) as pool:
         block = pool.block_bytes
+        used = pool.nr_data_blocks - pool.free_data_blocks
         rows = [
             {"id": id, "mapped_bytes": found.mapped_blocks * block, **asdict(found)} for id, found in pool.devices()
         ]
         if json:
-            _print_json(
+            print_json(
                 {
                     "block_bytes": block,
                     "data_blocks": pool.nr_data_blocks,
+                    "used_data_blocks": used,
                     "free_data_blocks": pool.free_data_blocks,
+                    "metadata_blocks": pool.nr_metadata_blocks,
+                    "used_metadata_blocks": pool.used_metadata_blocks,
                     "free_metadata_blocks": pool.free_metadata_blocks,
                     "needs_check": pool.needs_check,
                     "volumes": rows,
@@ -139,20 +134,25 @@ def ls(metadata: Metadata, json: AsJson = False) -> None:
             return
         for row in rows:
             typer.echo(f"{row['id']}\t{row['mapped_bytes']}\t{row['creation_time']}\t{row['snapshotted_time']}")
+        typer.echo(
+            f"{used:,} of {pool.nr_data_blocks:,} data blocks of {block:,} bytes used, {pool.free_data_blocks:,} free; "
+            f"{pool.used_metadata_blocks:,} of {pool.nr_metadata_blocks:,} metadata blocks used, "
+            f"{pool.free_metadata_blocks:,} free{', needs a check' if pool.needs_check else ''}"
+        )
 
 
 @volume_app.command()
 def rm(metadata: Metadata, ids: Ids, json: AsJson = False) -> None:
     """Delete volumes, all or none."""
     with ThinMetadata.open(metadata) as pool:
-        with _meter("deleting", len(ids)) as advance:
+        with Meter("deleting", len(ids)) as meter:
             for id in ids:
                 pool.delete_device(id)
-                advance(1)
+                meter.advance(1)
         pool.commit()
         free = pool.free_data_blocks
     if json:
-        _print_json({"deleted": ids, "free_data_blocks": free})
+        print_json({"deleted": ids, "free_data_blocks": free})
     else:
         typer.echo(f"{len(ids)} volumes deleted, {free:,} blocks free")
 
@@ -161,12 +161,12 @@ def rm(metadata: Metadata, ids: Ids, json: AsJson = False) -> None:
 def check(metadata: Metadata, json: AsJson = False) -> None:
     """Verify all metadata: trees, counts, volumes; exit code 1 if anything is wrong. Nobody may be writing the pool."""
     blocks = metadata.stat().st_size // 4096 if metadata.is_file() else None
-    with _meter("checking", blocks) as advance:
-        report = check_metadata(metadata, advance=advance)
+    with Meter("checking", blocks) as meter:
+        report = check_metadata(metadata, advance=meter.advance)
     if json:
         problems = [{"severity": p.severity.value, "block": p.block, "message": p.message} for p in report.problems]
         figures = {key: value for key, value in asdict(report).items() if not key.startswith("_")}
-        _print_json({**figures, "problems": problems, "sound": report.sound})
+        print_json({**figures, "problems": problems, "sound": report.sound})
     else:
         for problem in report.problems:
             typer.echo(f"{problem.severity.value}: {problem.message}")
@@ -193,9 +193,9 @@ def dump(
     held: Annotated[bool, typer.Option("--snapshot", "-m", help="The metadata snapshot of a pool in use.")] = False,
 ) -> None:
     """Write the metadata as XML, as thin_dump does."""
-    with _target(output, metadata) as target:
-        with _meter("dumping", None) as advance:
-            dump_metadata(metadata, target.write, snapshot=held, advance=advance)
+    with target_of(output, metadata) as target:
+        with Meter("dumping", None) as meter:
+            dump_metadata(metadata, target.write, snapshot=held, advance=meter.advance)
         target.flush()
 
 
@@ -210,10 +210,10 @@ def restore(
 ) -> None:
     """Make metadata from XML, as thin_restore does; a file that is not there is made large enough."""
     length = Path(source).stat().st_size if source != "-" and Path(source).is_file() else None
-    with _source(source) as text, _meter("restoring", length, in_bytes=True) as advance:
-        made = restore_metadata(text, metadata, overwrite=force, advance=advance)
+    with source_of(source) as text, Meter("restoring", length, unit="bytes") as meter:
+        made = restore_metadata(text, metadata, overwrite=force, advance=meter.advance)
     if json:
-        _print_json(asdict(made))
+        print_json(asdict(made))
     else:
         typer.echo(
             f"{metadata}: {made.devices:,} volumes, {made.mappings:,} mappings, "
@@ -232,7 +232,7 @@ def read(
         Path | None, typer.Option("-o", "--output", help="File to write; default standard output.")
     ] = None,
 ) -> None:
-    """Write the bytes of a volume."""
+    """Write the bytes of a volume; what was never written is left out of a file (a hole), and zeros elsewhere."""
     start = _bytes(offset)
 
     async def work() -> None:
@@ -240,13 +240,11 @@ def read(
         try:
             async with await ThinPool.open(metadata, device, read_only=True) as pool:
                 end = pool.metadata.mapped_end(id) * pool.block_bytes if length is None else start + _bytes(length)
-                volume = await pool.volume(id, size=max(end, start))
-                with _target(output, metadata, data) as target:
-                    with _meter("reading", max(0, end - start), in_bytes=True) as advance:
-                        for at in range(start, end, PIECE_BYTES):
-                            piece = await volume.pread(PIECE_BYTES, at)
-                            target.write(piece)
-                            advance(len(piece))
+                end = max(end, start)
+                volume = await pool.volume(id, size=end)
+                with target_of(output, metadata, data) as target:
+                    with Meter("reading", end - start, unit="bytes") as meter:
+                        await copy_out(volume, mapped(pool, id, start, end), start, end, target, meter)
                     target.flush()
         finally:
             device.close()
@@ -273,11 +271,11 @@ def write(
             async with await ThinPool.open(metadata, device) as pool:
                 volume = await pool.volume(id, size=2**63 - 1)
                 at = start
-                with _source(source) as file, _meter("writing", total, in_bytes=True) as advance:
+                with source_of(source) as file, Meter("writing", total, unit="bytes") as meter:
                     while piece := file.read(PIECE_BYTES):
                         await volume.pwrite(piece, at)
                         at += len(piece)
-                        advance(len(piece))
+                        meter.advance(len(piece))
                 await pool.commit()
                 return at - start
         finally:
@@ -285,7 +283,7 @@ def write(
 
     written = asyncio.run(work())
     if json:
-        _print_json({"id": id, "offset": start, "bytes": written})
+        print_json({"id": id, "offset": start, "bytes": written})
     else:
         typer.echo(f"volume {id}: {written:,} bytes written at {start:,}")
 
@@ -300,59 +298,3 @@ def _bytes(text: str) -> int:
     except InvalidArgumentError:
         pass
     raise InvalidArgumentError(f'{text!r} is no number of bytes: "4096", "512M" and "1.5GiB" are')
-
-
-@contextmanager
-def _target(output: Path | None, *sources: Path) -> Iterator[BinaryIO]:
-    """Where results go; not into the file they are read from."""
-    if output is None:
-        yield sys.stdout.buffer
-        return
-    for source in sources:
-        if output.exists() and source.exists() and output.samefile(source):
-            raise InvalidArgumentError(f"{output} is the very file that is to be read: name another one")
-    with output.open("wb") as file:
-        yield file
-
-
-def _source(name: str) -> BinaryIO | nullcontext[BinaryIO]:
-    if name == "-":
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return Path(name).open("rb")
-    except OSError as error:
-        raise InvalidArgumentError(f"{name} cannot be read: {error.strerror}") from error
-
-
-def _print_json(value: object) -> None:
-    json_module.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
-
-
-@contextmanager
-def _meter(label: str, total: int | None, *, in_bytes: bool = False) -> Iterator[Callable[[int], None]]:
-    """A progress bar for what takes longer than a second; gives what counts the steps."""
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn() if in_bytes else MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    task = progress.add_task(label, total=total)
-    shown_from = time.monotonic() + PATIENCE_S
-    shown = False
-
-    def advance(steps: int) -> None:
-        nonlocal shown
-        progress.advance(task, steps)
-        if not shown and progress.console.is_terminal and time.monotonic() >= shown_from:
-            shown = True
-            progress.start()
-
-    try:
-        yield advance
-    finally:
-        if shown:
-            progress.stop()

@@ -73,7 +73,10 @@ def test_a_pool_from_the_first_byte_to_the_last_snapshot(shell, tmp_path):
     assert whole == bytes(2**20) + content + bytes(5 * 65536 - 300_000)
     listed = shell.json("ls", "meta")
     assert [row["id"] for row in listed["volumes"]] == [1, 2]
-    assert listed["free_data_blocks"] == 160 - 6
+    assert (listed["data_blocks"], listed["used_data_blocks"], listed["free_data_blocks"]) == (160, 6, 160 - 6)
+    assert listed["metadata_blocks"] == 4096
+    assert 10 < listed["used_metadata_blocks"] < 40
+    assert b"\n6 of 160 data blocks of 65,536 bytes used, 154 free; " in shell("ls", "meta")
     assert shell("ls", "meta").startswith(b"1\t327680\t0\t1\n2\t")
     assert b"sound" in shell("check", "meta")
     assert shell("dump", "meta") == thin_dump(tmp_path / "meta")
@@ -170,3 +173,29 @@ def test_without_its_packages_the_command_says_what_to_install(tmp_path):
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, timeout=60)
     assert done.returncode == 1
     assert b"pip install 'dstorage[persistent]'" in done.stderr
+
+
+def test_what_was_never_written_is_a_hole_in_the_file_that_is_read_to(shell, tmp_path):
+    shell("create", "meta", "data", "--size", "10M", "--id", 1)
+    shell("write", "meta", "data", 1, "--offset", "1G", input=b"far away")
+    shell("write", "meta", "data", 1, "--offset", "100000", input=b"near")
+    (tmp_path / "file").write_bytes(b"something else")
+    shell("read", "meta", "data", 1, "-o", "file")
+    found = (tmp_path / "file").stat()
+    assert found.st_size == 2**30 + 65536
+    assert found.st_blocks * 512 < 2**20
+    with (tmp_path / "file").open("rb") as file:
+        assert file.read(100_004) == bytes(100_000) + b"near"
+        file.seek(2**30)
+        assert file.read() == b"far away" + bytes(65528)
+    # A part that begins and ends within holes.
+    shell("read", "meta", "data", 1, "-o", "part", "--offset", "99999", "--length", "200000")
+    part = (tmp_path / "part").read_bytes()
+    assert part == b"\0near" + bytes(200_000 - 5)
+    assert part == shell("read", "meta", "data", 1, "--offset", "99999", "--length", "200000")
+    shell("read", "meta", "data", 1, "-o", "none", "--offset", "2G", "--length", "3M")
+    assert (tmp_path / "none").stat().st_size == 3 * 2**20
+    assert (tmp_path / "none").stat().st_blocks == 0
+    shell("read", "meta", "data", 1, "-o", "/dev/null", "--length", "200000")
+    shell("read", "meta", "data", 1, "-o", "behind", "--offset", "2G")
+    assert (tmp_path / "behind").stat().st_size == 0
