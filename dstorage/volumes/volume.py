@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dstorage.errors import ClosedError, InvalidArgumentError
 from dstorage.persistent.errors import WouldBlockError
@@ -22,59 +22,24 @@ from dstorage.volumes.device import Buffer, check_range
 from dstorage.volumes.errors import PoolFullError
 from dstorage.volumes.file import VolumeFile
 from dstorage.volumes.finish import in_thread
-from dstorage.volumes.records import MAX_VIRTUAL_BLOCK, TIME_BITS, pack_mapping, unpack_mapping
+from dstorage.volumes.plan import HOLE, Piece, Transfer, pieces, transfers
+from dstorage.volumes.records import MAX_VIRTUAL_BLOCK, pack_mapping, unpack_mapping
 
 if TYPE_CHECKING:
     from dstorage.volumes.core import PoolCore
 
-HOLE = -1
 CACHED_MAPPINGS = 65536
 """Per volume, about 100 bytes each; when there are more, all are forgotten and read again as needed."""
 READ_AHEAD = 256
 """Mappings taken from the tree at once: about a leaf."""
 BATCH_BLOCKS = 256
 """Blocks that one step of a write maps at most, so that its need of metadata is bounded."""
-COPY_BYTES = 2**20
-"""Zeroed or copied at a time."""
 FETCHES = 64
 """Metadata blocks that one request waits for, one after the other, before it looks mappings up."""
 LARGE_DISCARD = 4096
 """Blocks; unmapping more is done in a thread, while nothing else uses the pool."""
 PARALLEL = 8
 """Operations of one request on the data device at a time."""
-
-
-class Piece(NamedTuple):
-    """A part of a request that is contiguous on the data device: where there (or `HOLE`), where in the request, how long."""
-
-    data: int
-    start: int
-    length: int
-
-
-class Transfer(NamedTuple):
-    """A part of a write: bytes `start` to `stop` of the volume go to `place`.
-
-    The program gave those from `data_start` to `data_stop`; the others come from `old` on the data device, or are zeros where
-    that is `HOLE`.
-    """
-
-    place: int
-    start: int
-    stop: int
-    data_start: int
-    data_stop: int
-    old: int
-
-    @property
-    def direct(self) -> bool:
-        """Whether the program gave all of it."""
-        return self.data_start == self.start and self.data_stop == self.stop
-
-    @property
-    def end_place(self) -> int:
-        """Behind its last byte on the data device."""
-        return self.place + self.stop - self.start
 
 
 class Volume:
@@ -121,17 +86,17 @@ class Volume:
             self._check_open()
             if length:
                 await self._fetch(offset // self._block, (offset + length - 1) // self._block)
-            pieces = list(self._pieces(offset, length))
+            parts = list(pieces(self._mapping, self._block, offset, length))
             data = self._pool.data
-            if len(pieces) == 1 and pieces[0].data != HOLE:
-                return _whole(await data.pread(length, pieces[0].data), length)
+            if len(parts) == 1 and parts[0].data != HOLE:
+                return _whole(await data.pread(length, parts[0].data), length)
             result = bytearray(length)
 
             async def fill(piece: Piece) -> None:
                 found = await data.pread(piece.length, piece.data)
                 result[piece.start : piece.start + piece.length] = _whole(found, piece.length)
 
-            await _all(fill(piece) for piece in pieces if piece.data != HOLE)
+            await _all(fill(piece) for piece in parts if piece.data != HOLE)
             return result
 
     async def _fetch(self, first: int, last: int) -> None:
@@ -149,26 +114,6 @@ class Volume:
                 self._check_open()
             else:
                 return
-
-    def _pieces(self, offset: int, length: int) -> Iterator[Piece]:
-        """Where the bytes of a request are, neighbours on the data device joined."""
-        size, end = self._block, offset + length
-        at = start = offset
-        data, joined = HOLE, 0
-        while at < end:
-            number, inside = divmod(at, size)
-            part = min(size - inside, end - at)
-            mapping = self._mapping(number)
-            place = HOLE if mapping == HOLE else (mapping >> TIME_BITS) * size + inside
-            if joined and (place == data + joined if place != HOLE and data != HOLE else place == data):
-                joined += part
-            else:
-                if joined:
-                    yield Piece(data, start - offset, joined)
-                start, data, joined = at, place, part
-            at += part
-        if joined:
-            yield Piece(data, start - offset, joined)
 
     def _mapping(self, block: int) -> int:
         """The mapping's value, or HOLE."""
@@ -230,7 +175,7 @@ class Volume:
             if not fresh:
                 await _all(
                     self._pool.data.pwrite(view[piece.start : piece.start + piece.length], piece.data)
-                    for piece in self._pieces(offset, len(view))
+                    for piece in pieces(self._mapping, self._block, offset, len(view))
                 )
                 return
             await self._provision(view, offset, fresh)
@@ -244,7 +189,10 @@ class Volume:
         written = False
         try:
             new = dict(zip(fresh, places, strict=True))
-            await _all(self._transfer(view, offset, part) for part in self._transfers(offset, len(view), new))
+            await _all(
+                self._transfer(view, offset, part)
+                for part in transfers(self._mapping, self._block, offset, len(view), new)
+            )
             written = True
             pool.map(self.id, new)
             self._mappings.update((block, pack_mapping(place, pool.metadata.time)) for block, place in new.items())
@@ -254,45 +202,6 @@ class Volume:
             for block in fresh:
                 del self._provisioning[block]
             done.set_result(None)
-
-    def _transfers(self, offset: int, length: int, new: dict[int, int]) -> Iterator[Transfer]:
-        """What to write where; new blocks are written whole, in parts of `COPY_BYTES`."""
-        size, end = self._block, offset + length
-        joined: Transfer | None = None
-        for block in range(offset // size, (end - 1) // size + 1):
-            place = new.get(block)
-            base = block * size
-            if offset <= base and base + size <= end:
-                # The program gave all of it; nothing that was there before matters.
-                to = (self._mapping(block) >> TIME_BITS if place is None else place) * size
-                parts = [Transfer(to, base, base + size, base, base + size, HOLE)]
-            elif place is None:
-                start, stop = max(offset, base), min(end, base + size)
-                to = (self._mapping(block) >> TIME_BITS) * size + start - base
-                parts = [Transfer(to, start, stop, start, stop, HOLE)]
-            else:
-                old = self._mapping(block)
-                source = HOLE if old == HOLE else (old >> TIME_BITS) * size
-                parts = [
-                    Transfer(
-                        place * size + at,
-                        base + at,
-                        min(base + at + COPY_BYTES, base + size),
-                        max(offset, base + at),
-                        min(end, base + at + COPY_BYTES, base + size),
-                        HOLE if source == HOLE else source + at,
-                    )
-                    for at in range(0, size, COPY_BYTES)
-                ]
-            for part in parts:
-                if joined is not None and joined.direct and part.direct and joined.end_place == part.place:
-                    joined = joined._replace(stop=part.stop, data_stop=part.data_stop)
-                    continue
-                if joined is not None:
-                    yield joined
-                joined = part
-        if joined is not None:
-            yield joined
 
     async def _transfer(self, view: memoryview, offset: int, part: Transfer) -> None:
         data = self._pool.data
