@@ -105,6 +105,7 @@ class Store:
         """There once `close` was called; set when it is through."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._discards: set[asyncio.Task[None]] = set()
+        self._freed: dict[int, list[tuple[int, Locator]]] = {}
         self._trimming = False
         self._allowed: int | None = None
         """What memory pressure allows, None for all of the budget."""
@@ -606,9 +607,20 @@ class Store:
         return self._loader.named(name)
 
     def discard(self, controller: int, places: list[tuple[int, Locator]]) -> None:
-        """Free places that nothing refers to any more, in the background (for the store's parts)."""
+        """Free places that nothing refers to any more, in the background (for the store's parts).
+
+        Those of one turn of the loop go out together.
+        """
+        if controller in self._freed:
+            self._freed[controller] += places
+        else:
+            self._freed[controller] = list(places)
+            self._loop.call_soon(self._send_freed, controller)
+
+    def _send_freed(self, controller: int) -> None:
+        places = self._freed.pop(controller, None)
         entry = self._registry[controller]
-        if entry is not None and entry.controller is not None and not self._closed:
+        if places and entry is not None and entry.controller is not None and not self._closed:
             task = self.spawn(entry.controller.discard(places))
             self._discards.add(task)
             task.add_done_callback(self._discards.discard)
@@ -767,6 +779,8 @@ class Store:
             if not self.options.read_only:
                 await self._drain_scratch()
                 await self._last_commit()
+            for controller in list(self._freed):
+                self._send_freed(controller)
             if self._discards:
                 # What does not come to its end is found when the controller is opened again.
                 await asyncio.wait(self._discards, timeout=DISCARD_WAIT_S)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 
 import numpy as np
 import pytest
+from memory_controller import MemoryController
 
 import dstorage
 from dstorage import InvalidArgumentError
+from dstorage.testing import LoggingController
 
 
 @pytest.fixture
@@ -49,3 +52,22 @@ async def test_an_array_is_its_bytes(store, data, size):
     with await store.create(data) as handle:
         assert bytes(await handle) == bytes(memoryview(data))
         assert handle.size == size
+
+
+async def test_places_freed_in_one_turn_of_the_loop_are_freed_together_and_before_the_end(tmp_path):
+    log = LoggingController(MemoryController())
+    async with dstorage.open(
+        tmp_path, controllers=[log], budget=2**20, commit_interval=None, pressure=None, tiering=False
+    ) as store:
+        handles = [await store.create(b"data", durable=False) for _ in range(5)]
+        for handle in handles:
+            await handle.flush()
+        for handle in handles[:3]:
+            handle.delete()
+        await asyncio.sleep(0)
+        for handle in handles[3:]:
+            handle.delete()
+        for handle in handles:
+            handle.release()
+    ids = [handle.id for handle in handles]
+    assert [call.ids for call in log.named("discard")] == [tuple(ids[:3]), tuple(ids[3:])]

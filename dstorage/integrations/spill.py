@@ -40,6 +40,10 @@ DIRTY_SHARE = 0.75
 """What is wanted back before it was written costs the disk nothing: so more of the budget may be dirty than in other stores."""
 WAIT_S = 60.0
 """How long a read waits for room in memory or for a controller that is away."""
+DELETED_AT_A_TIME = 256
+DELETED_IN_BUDGET = 4
+"""So many deleted pieces, or pieces of this share of the budget, wait for the next trip to the loop: what lies together is freed together, which
+the file system does in a fraction of the time."""
 STALLED_S = 0.5
 """How long a write waits for room while nothing is being written to the disk; as long as something is, it waits on."""
 
@@ -72,6 +76,9 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
         self._places: dict[Key, _Place] = {}
         self._gathered: dict[Key, _Place] = {}
         self._gathered_bytes = 0
+        self._deleted: list[int] = []
+        self._deleted_bytes = 0
+        self._delete_bytes = whole // DELETED_IN_BUDGET
         path = tempfile.mkdtemp(prefix="dstorage-", dir=directory)
         try:
             # Nothing is durable here, and so there is nothing to commit.
@@ -85,7 +92,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
         except BaseException:
             shutil.rmtree(path, ignore_errors=True)
             raise
-        self._finalizer = weakref.finalize(self, _clean_up, self._store, self._places, path)
+        self._finalizer = weakref.finalize(self, _clean_up, self._store, self._places, self._deleted, path)
 
     # -- the mapping --------------------------------------------------------------------------------------------------
 
@@ -125,7 +132,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
                 return bytearray(held)
             try:
                 if len(ids) == 1:
-                    return bytearray(self._store.get(ids[0], wait=WAIT_S))
+                    return self._copy(ids[0]) or bytearray(self._store.get(ids[0], wait=WAIT_S))
                 return self._store.call(_read, self._store.inner, ids, place.size, self._piece_bytes)
             except Deleted:
                 # Replaced, removed or lent since it was looked up.
@@ -142,6 +149,9 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
             place = self._places[key]
             self._not_gathered(key)
             if place.held is None and len(place.ids) == 1:
+                copy = self._copy(place.ids[0])
+                if copy is not None:
+                    return copy
                 contents, taken = self._store.call(_take, self._store.inner, place.ids[0])
                 if not taken:
                     return bytearray(contents)
@@ -175,6 +185,17 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
         if hasattr(self, "_finalizer"):  # else making it failed
             self._finalizer()
 
+    def _copy(self, id: int) -> bytearray | None:
+        """What is written already, where it can be had without a trip to the loop: in memory still, or in the page cache.
+
+        It does not come into memory: there it is the caller's to keep.
+        """
+        store = self._store.inner
+        handle = store.table.handles.get(id)
+        if handle is None or (buffer := handle.buffer) is None:
+            return store.shortcut.read_writable(id)
+        return None if handle.dirty else bytearray(buffer)
+
     # -- under the lock -----------------------------------------------------------------------------------------------
 
     def _bring(self, size: int, pieces: Iterator[bytearray]) -> _Place:
@@ -186,7 +207,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
                 ids += self._adopt(piece)
                 piece.clear()
         except BaseException:
-            self._delete(ids)
+            self._delete(ids, size)
             raise
         return _Place(size, tuple(ids))
 
@@ -200,23 +221,39 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
         self._gathered_bytes = 0
 
     def _adopt(self, pieces: Sequence[bytearray]) -> list[int]:
-        store = self._store.inner
-        return self._store.loop.run(_adopt, store, pieces, undo=lambda ids: _forget(store, ids))
+        store, deleted = self._store.inner, self._take_deleted()
+        try:
+            return self._store.loop.run(_adopt, store, pieces, deleted, undo=lambda ids: _forget(store, ids))
+        except BaseException:
+            # It may have come there or not; what is deleted already does no harm.
+            self._deleted += deleted
+            raise
 
     def _remove(self, key: Key) -> None:
         place = self._places.pop(key, None)
         if place is not None:
             self._not_gathered(key)
-            self._delete(place.ids)
+            self._delete(place.ids, place.size)
 
     def _not_gathered(self, key: Key) -> None:
         place = self._gathered.pop(key, None)
         if place is not None:
             self._gathered_bytes -= place.size
 
-    def _delete(self, ids: Sequence[int]) -> None:
+    def _delete(self, ids: Sequence[int], size: int) -> None:
+        """Delete pieces, of `size` bytes together, with the next trip to the loop that is worth its price."""
         if ids:
-            self._store.loop.post(lambda: _forget(self._store.inner, ids))
+            self._deleted += ids
+            self._deleted_bytes += size
+            if len(self._deleted) >= DELETED_AT_A_TIME or self._deleted_bytes >= self._delete_bytes:
+                deleted = self._take_deleted()
+                self._store.loop.post(lambda: _forget(self._store.inner, deleted))
+
+    def _take_deleted(self) -> list[int]:
+        deleted = self._deleted.copy()
+        self._deleted.clear()
+        self._deleted_bytes = 0
+        return deleted
 
 
 @dataclass(slots=True)
@@ -254,8 +291,9 @@ def _pieces(parts: Iterable[memoryview], length: int) -> Iterator[bytearray]:
 # What runs on the store's loop.
 
 
-async def _adopt(store: AsyncStore, pieces: Sequence[bytearray]) -> list[int]:
-    """Make chunks of buffers that are given away; all or none."""
+async def _adopt(store: AsyncStore, pieces: Sequence[bytearray], deleted: Sequence[int]) -> list[int]:
+    """Make chunks of buffers that are given away, all or none, once those deleted have made room."""
+    _forget(store, deleted)
     ids: list[int] = []
     try:
         for piece in pieces:
@@ -300,11 +338,11 @@ def _forget(store: AsyncStore, ids: Iterable[int]) -> None:
             handle.delete()
 
 
-def _clean_up(store: blocking.Store, places: dict[Any, _Place], path: str) -> None:
+def _clean_up(store: blocking.Store, places: dict[Any, _Place], deleted: list[int], path: str) -> None:
     """Close and remove a store, without writing what is of no use any more."""
 
     def clean_up() -> None:
-        ids = [id for place in places.values() for id in place.ids]
+        ids = [*deleted, *(id for place in places.values() for id in place.ids)]
         places.clear()
         with suppress(ClosedError):
             store.loop.call_sync(_forget, store.inner, ids)

@@ -140,6 +140,72 @@ async def _turn():
     """A call that comes after all that were sent before."""
 
 
+@pytest.fixture
+def trips(mapping, monkeypatch):
+    """What makes its way to the store's loop."""
+    made = []
+    for name in ("call", "post"):
+        way = getattr(mapping._store.loop, name)
+        monkeypatch.setattr(mapping._store.loop, name, lambda *args, way=way: made.append(way) or way(*args))
+    return made
+
+
+def on_disk(mapping, **values):
+    """Store values, and have them written and out of the store's memory."""
+    for key, value in values.items():
+        mapping[key] = value
+    store = mapping._store
+    for id in list(store.inner.table.handles):
+        store.handle(id).flush()
+    budget = store.stats().budget
+    store.set_budget(1)
+    store.set_budget(budget)
+
+
+def test_what_the_page_cache_has_is_read_and_lent_without_a_trip(mapping, trips):
+    values = {key: os.urandom(PIECE + 1) for key in "abcdefgh"}
+    on_disk(mapping, **values)
+    trips.clear()
+    for _ in range(3):
+        assert {key: mapping[key] for key in values} == values
+        assert {key: mapping.lend(key) for key in values} == values
+    assert trips == []
+    assert mapping._store.memory_used == 0, "the caller has it, the store need not"
+
+
+def test_what_is_deleted_is_brought_to_the_loop_together(mapping, trips):
+    values = {key: os.urandom(PIECE + 1) for key in "abcdef"}
+    on_disk(mapping, **values)
+    trips.clear()
+    for key in values:
+        del mapping[key]
+    assert len(trips) == 3, "each time that a quarter of the budget is full"
+    mapping["g"] = bytes(PIECE + 1)
+    assert mapping._store.stats().handles == 1
+    assert [id for id in range(1, 7) if mapping._store.inner._index.get(id) is not None] == []
+
+
+def test_what_was_deleted_last_is_not_written_at_the_end(tmp_path, monkeypatch):
+    mapping = SpillMapping(str(tmp_path), budget=BUDGET, pressure=False)
+    mapping["a"] = bytes(PIECE + 1)
+    del mapping["a"]
+    writeback = mapping._store.inner._writeback
+    mapping.close()
+    assert writeback.chunks_written == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_deleted_pieces_are_remembered_when_a_trip_fails(mapping, monkeypatch):
+    on_disk(mapping, a=bytes(PIECE + 1))
+    del mapping["a"]
+    with monkeypatch.context() as patched:
+        patched.setattr(mapping._store.loop, "run", lambda *args, **options: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mapping["b"] = bytes(PIECE + 1)
+    mapping["b"] = bytes(PIECE + 1)
+    assert mapping._store.inner._index.get(1) is None
+
+
 def test_many_threads_at_once(mapping):
     def work(seed):
         rng = random.Random(seed)
