@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
@@ -81,7 +82,9 @@ else:
 def main() -> None:
     """Entry point of the `dstorage` command."""
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            app()
     except DStorageError as error:
         _fail(error)
     except BrokenPipeError:
@@ -90,6 +93,11 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename is not None else error)
+
+
+def _warn(message: Warning | str, *where: object, **more: object) -> None:
+    """To who types a command, the line of code that warns says nothing."""
+    Console(stderr=True).print(f"[yellow]dstorage:[/yellow] {escape(str(message))}", highlight=False, soft_wrap=True)
 
 
 def _fail(why: object) -> NoReturn:

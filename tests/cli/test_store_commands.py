@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from dstorage_controllers.disk import DiskController
+from dstorage_controllers.lan import LanController
 
 import dstorage
 from dstorage.cli import app, main
@@ -173,6 +174,16 @@ async def test_a_controller_is_drained_and_taken_away(tmp_path):
     assert b"declared removed" in shell("drain", "store", "one", "--remove").stdout
     assert shell("get", "store", *ids).stdout == b"".join(bytes([n]) * 5000 for n in range(5))
     assert shell.json("check", "store")["sound"]
+
+
+async def test_a_controller_that_is_away_is_told_in_one_line_without_code(tmp_path):
+    away = LanController("far", "redis://127.0.0.1:1", timeout=1)
+    with pytest.warns(RuntimeWarning, match="starts without its server"):
+        async with dstorage.open(tmp_path / "store", budget="1M", controllers=[DiskController("near"), away]):
+            pass
+    told = Processes(tmp_path)("controllers", "store").stderr.decode().splitlines()
+    assert len(told) == 1
+    assert told[0].startswith("dstorage: controller 'far' starts without its server")
 
 
 def test_compacting_says_what_it_gave_back(shell):
