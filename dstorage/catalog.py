@@ -30,6 +30,10 @@ from dstorage.record import KEY, MAX_ID, RECORD, Record, pack_record, unpack_rec
 FORMAT_VERSION = 1
 FIRST_MAP_BYTES = 64 * 2**20
 RECORDS_AT_A_TIME = 1024
+KEPT_BYTES = 64 * 2**20
+"""A catalog up to this large (about a million chunks) when it is opened is mapped as the system likes best: what is used of it stays in
+memory, and pages around what is missing are read as well. A larger one is advised to be read at random: no page is read in vain, but Linux
+then does not see which pages are in use, and in a control group with little memory drops them first."""
 MAX_NAME_BYTES = 511
 """LMDB's limit on the length of a key."""
 
@@ -55,18 +59,17 @@ class _Shared:
 _shared: dict[Path, _Shared] = {}
 
 
-def _share(path: Path, *, map_size: int, read_only: bool) -> _Shared:
+def _share(path: Path, *, data_bytes: int, read_only: bool) -> _Shared:
     shared = _shared.get(path.resolve())
     if shared is None:
         env = lmdb.open(
             str(path),
-            map_size=map_size,
+            map_size=max(FIRST_MAP_BYTES, 2 * data_bytes),
             max_dbs=16,
             readonly=read_only,
             create=not read_only,
             max_readers=512,
-            # Point reads at random: reading pages ahead of them would only push the program's own out.
-            readahead=False,
+            readahead=data_bytes <= KEPT_BYTES,
             mode=0o600,
         )
         shared = _shared[path.resolve()] = _Shared(env, read_only)
@@ -131,11 +134,7 @@ class Catalog:
         if not read_only:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            self._shared = _share(
-                path,
-                map_size=max(FIRST_MAP_BYTES, data.stat().st_size * 2 if exists else 0),
-                read_only=read_only,
-            )
+            self._shared = _share(path, data_bytes=data.stat().st_size if exists else 0, read_only=read_only)
         except lmdb.Error as error:
             raise CorruptData(f"{data} cannot be opened as a catalog: {error}") from error
         self._env = self._shared.env
