@@ -1,4 +1,4 @@
-"""What all commands share: running on the fastest loop there is, opening a store, printing."""
+"""What all commands share: running on the fastest loop there is, opening a store, input, printing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import asyncio
 import json
 import sys
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 import dstorage
+from dstorage.errors import InvalidArgumentError
 from dstorage.opening import Opening
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Directory of the store.", show_default=False)]
@@ -37,6 +39,16 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def open_store(path: Path, *, budget: str = DEFAULT_BUDGET, read_only: bool = False) -> Opening:
     """Open an existing store."""
     return dstorage.open(path, budget=budget, read_only=read_only, create=False, pressure=None)
+
+
+def source_of(name: str) -> BinaryIO | nullcontext[BinaryIO]:
+    """Where input comes from: the file of that name, or standard input for "-"."""
+    if name == "-":
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return Path(name).open("rb")
+    except OSError as error:
+        raise InvalidArgumentError(f"{name} cannot be read: {error.strerror}") from error
 
 
 def print_json(value: object) -> None:

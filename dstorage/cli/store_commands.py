@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, BinaryIO
@@ -17,7 +17,17 @@ import dstorage
 from dstorage.check import CheckReport
 from dstorage.check import check as check_store
 from dstorage.cli.progress import Meter
-from dstorage.cli.running import DEFAULT_BUDGET, AsJson, Budget, StorePath, open_store, print_json, print_table, run
+from dstorage.cli.running import (
+    DEFAULT_BUDGET,
+    AsJson,
+    Budget,
+    StorePath,
+    open_store,
+    print_json,
+    print_table,
+    run,
+    source_of,
+)
 from dstorage.errors import InvalidArgumentError, Lost
 from dstorage.paging.budget import parse_bytes
 
@@ -67,7 +77,7 @@ def put(
                     for name in files:
                         ids: list[int] = []
                         stored.append((name, ids))
-                        with _source(name) as source:
+                        with source_of(name) as source:
                             # An empty file is one empty chunk.
                             while (data := _read(source, size)) or not ids:
                                 with await opened.create(data, controller=controller) as handle:
@@ -88,15 +98,6 @@ def put(
                 typer.echo(f"{' '.join(map(str, ids))}\t{name}")
 
     run(work())
-
-
-def _source(name: str) -> BinaryIO | nullcontext[BinaryIO]:
-    if name == "-":
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return Path(name).open("rb")
-    except OSError as error:
-        raise InvalidArgumentError(f"{name} cannot be read: {error.strerror}") from error
 
 
 def _read(source: BinaryIO, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Where commands on volumes read from and write to."""
+"""Where commands on volumes write to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
@@ -64,13 +64,3 @@ def target_of(output: Path | None, *sources: Path) -> Iterator[BinaryIO]:
             raise InvalidArgumentError(f"{output} is the very file that is to be read: name another one")
     with output.open("wb") as file:
         yield file
-
-
-def source_of(name: str) -> BinaryIO | nullcontext[BinaryIO]:
-    """Where input comes from: the file of that name, or standard input for "-"."""
-    if name == "-":
-        return nullcontext(sys.stdin.buffer)
-    try:
-        return Path(name).open("rb")
-    except OSError as error:
-        raise InvalidArgumentError(f"{name} cannot be read: {error.strerror}") from error

@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from dstorage.cli.progress import Meter
-from dstorage.cli.running import AsJson, print_json
-from dstorage.cli.streams import PIECE_BYTES, copy_out, mapped, source_of, target_of
+from dstorage.cli.running import AsJson, print_json, source_of
+from dstorage.cli.streams import PIECE_BYTES, copy_out, mapped, target_of
 from dstorage.errors import InvalidArgumentError
 from dstorage.paging.budget import parse_bytes
 from dstorage.volumes.check import check as check_metadata

@@ -16,11 +16,11 @@ from itertools import islice
 
 from dstorage.errors import InvalidArgumentError
 from dstorage.persistent.blocks import Block, Blocks
-from dstorage.persistent.btree import BTree, Value
+from dstorage.persistent.btree import BTree
 from dstorage.persistent.errors import DamagedMetadataError, MissingKeyError
 from dstorage.persistent.node import BLOCK_BYTES
 from dstorage.persistent.validators import Validator
-from dstorage.persistent.values import ValueHooks, ValueType
+from dstorage.persistent.values import Value, ValueHooks, ValueType, bytes_of
 
 ARRAY_SALT = 595846735
 ARRAY_HEADER = struct.Struct("<IIIIQ")
@@ -147,7 +147,7 @@ class PersistentArray:
         try:
             for first in range(0, size, self.room):
                 wanted = min(self.room, size - first)
-                part = [self._bytes(value) for value in islice(given, wanted)]
+                part = [bytes_of(value, self.value_size, "an array") for value in islice(given, wanted)]
                 if len(part) < wanted:
                     raise InvalidArgumentError(f"{first + len(part)} values for an array of {size}")
                 made.append(self._make(b"".join(part)))
@@ -163,7 +163,7 @@ class PersistentArray:
         Raises:
             MissingKeyError: The array ends before; nothing was changed.
         """
-        packed = self._bytes(value)
+        packed = bytes_of(value, self.value_size, "an array")
         old = self.get(root, index)
         block, place = divmod(index, self.room)
         hooks = self._type.hooks
@@ -193,7 +193,7 @@ class PersistentArray:
         """
         self._check_size(new_size)
         self._check_is_length(root, old_size)
-        packed = self._bytes(value)
+        packed = bytes_of(value, self.value_size, "an array")
         whole, rest = divmod(new_size, self.room)
         if new_size < old_size:
             root, _ = self._tree.remove_range(root, whole + (rest > 0), MAX_ENTRIES)
@@ -307,13 +307,3 @@ class PersistentArray:
     def _check_size(self, size: int) -> None:
         if not 0 <= size <= MAX_ENTRIES:
             raise InvalidArgumentError(f"an array has 0 to {MAX_ENTRIES} values, not {size}")
-
-    def _bytes(self, value: Value) -> bytes:
-        if isinstance(value, int):
-            try:
-                return value.to_bytes(self.value_size, "little")
-            except OverflowError as error:
-                raise InvalidArgumentError(f"value {value} does not fit into {self.value_size} bytes") from error
-        if len(value) != self.value_size:
-            raise InvalidArgumentError(f"a value of {len(value)} bytes in an array of {self.value_size}")
-        return value

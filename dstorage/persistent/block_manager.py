@@ -124,9 +124,7 @@ class BlockManager:
             WouldBlockError: It would have to.
         """
         with self._mutex:
-            buffer = self._find(number)
-            if buffer is None or buffer.writer or buffer.waiting_writers:
-                raise self._would_block(number)
+            buffer = self._at_hand(number)
             self._check_kind(buffer, validator)
             self._locks.read(buffer)
             return LockedBlock(buffer, is_writable=False)
@@ -238,9 +236,7 @@ class BlockManager:
             WouldBlockError: It would have to.
         """
         with self._mutex:
-            buffer = self._find(number)
-            if buffer is None or buffer.writer or buffer.waiting_writers:
-                raise self._would_block(number)
+            self._at_hand(number)
             return self.peek(number, validator, decode)
 
     def prefetch(self, numbers: Iterable[int]) -> None:
@@ -402,7 +398,11 @@ class BlockManager:
         if self.read_only:
             raise ReadOnlyMetadataError(f"{self.device.name} was opened to be read only")
 
-    def _would_block(self, number: int) -> WouldBlockError:
-        return WouldBlockError(
-            f"block {number} of {self.device.name} is not in memory or is being written", block=number
-        )
+    def _at_hand(self, number: int) -> _Buffer:
+        """A block that can be read without waiting for anything."""
+        buffer = self._find(number)
+        if buffer is None or buffer.writer or buffer.waiting_writers:
+            raise WouldBlockError(
+                f"block {number} of {self.device.name} is not in memory or is being written", block=number
+            )
+        return buffer

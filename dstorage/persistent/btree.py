@@ -26,14 +26,11 @@ from dstorage.persistent.btree_insert import Finger
 from dstorage.persistent.cursor import Cursor, leaves
 from dstorage.persistent.errors import MissingKeyError
 from dstorage.persistent.node import DEPTHS, MAX_KEY, MAX_VALUE_BYTES, NODE, NodeView, too_deep, wrong_size
-from dstorage.persistent.values import ValueHooks, ValueType
+from dstorage.persistent.values import Value, ValueHooks, ValueType, bytes_of
 from dstorage.persistent.walk import Damage, Leaf, walk
 
 Keys = int | tuple[int, ...]
 """One key for each level; a tree of one level takes the bare number as well."""
-Value = bytes | int
-"""Bytes of the tree's size, or the number that they are in little-endian order."""
-
 _NO_HOOKS = ValueHooks()
 _NUMBER_BYTES = 8
 
@@ -234,7 +231,7 @@ class BTree:
 
     def insert_notify(self, root: int, keys: Keys, value: Value) -> tuple[int, bool]:
         """As `insert`; gives the new root, and whether the keys were new."""
-        checked, packed = self._keys(keys), self._bytes(value)
+        checked, packed = self._keys(keys), bytes_of(value, self.value_size, "a tree")
         key = checked[-1]
         finger = self._finger
         if (
@@ -305,7 +302,11 @@ class BTree:
         Raises:
             InvalidArgumentError: Keys do not ascend, or an entry does not fit the tree; nothing stays allocated.
         """
-        return bulk.bulk_load(self.tm, self.types, ((self._keys(keys), self._bytes(value)) for keys, value in entries))
+        return bulk.bulk_load(
+            self.tm,
+            self.types,
+            ((self._keys(keys), bytes_of(value, self.value_size, "a tree")) for keys, value in entries),
+        )
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -382,16 +383,6 @@ class BTree:
     def _check_depth(self, keys: tuple[int, ...]) -> None:
         if len(keys) != self.levels:
             raise InvalidArgumentError(f"{len(keys)} keys for a tree of {self.levels} levels: one for each is needed")
-
-    def _bytes(self, value: Value) -> bytes:
-        if isinstance(value, int):
-            try:
-                return value.to_bytes(self.value_size, "little")
-            except OverflowError as error:
-                raise InvalidArgumentError(f"value {value} does not fit into {self.value_size} bytes") from error
-        if len(value) != self.value_size:
-            raise InvalidArgumentError(f"a value of {len(value)} bytes in a tree of {self.value_size}")
-        return value
 
     def _inc_roots(self, packed: memoryview) -> None:
         for root in packed.cast("Q"):

@@ -10,12 +10,13 @@ from dstorage.errors import DStorageError
 class PersistentDataError(DStorageError):
     """Base of the errors of persistent data."""
 
+    def __str__(self) -> str:
+        # The message alone, also where an error number or a key belongs to the error.
+        return str(self.args[-1])
+
 
 class MissingKeyError(PersistentDataError, KeyError):
     """There is no entry of that key; nothing was changed."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class DamagedMetadataError(PersistentDataError, OSError):
@@ -28,9 +29,6 @@ class DamagedMetadataError(PersistentDataError, OSError):
     def __init__(self, message: str, *, block: int) -> None:
         super().__init__(errno.EIO, message)
         self.block = block
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 class BlockLockError(PersistentDataError, RuntimeError):
@@ -60,9 +58,6 @@ class WouldBlockError(PersistentDataError, BlockingIOError):
         super().__init__(errno.EWOULDBLOCK, message)
         self.block = block
 
-    def __str__(self) -> str:
-        return str(self.args[1])
-
 
 class SpaceMapFullError(PersistentDataError, OSError):
     """Nothing is left to allocate; what was freed in this transaction is to be had after its commit.
@@ -74,9 +69,6 @@ class SpaceMapFullError(PersistentDataError, OSError):
     def __init__(self, message: str, *, kind: str) -> None:
         super().__init__(errno.ENOSPC, message)
         self.kind = kind
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 class ReadOnlyMetadataError(PersistentDataError, PermissionError):

@@ -8,6 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dstorage.errors import InvalidArgumentError
+
+Value = bytes | int
+"""Bytes of the size that values have, or the number that they are in little-endian order."""
+
 Inc = Callable[[memoryview], None]
 Dec = Callable[[memoryview], None]
 Equal = Callable[[bytes, bytes], bool]
@@ -42,3 +47,19 @@ class ValueType:
         hooks = self.hooks
         if hooks.dec is not None and (hooks.equal is None or not hooks.equal(old, new)):
             hooks.dec(memoryview(old))
+
+
+def bytes_of(value: Value, size: int, holder: str) -> bytes:
+    """The bytes of a value for `holder` ("a tree"), where values have `size`.
+
+    Raises:
+        InvalidArgumentError: It is not of that size.
+    """
+    if isinstance(value, int):
+        try:
+            return value.to_bytes(size, "little")
+        except OverflowError as error:
+            raise InvalidArgumentError(f"value {value} does not fit into {size} bytes") from error
+    if len(value) != size:
+        raise InvalidArgumentError(f"a value of {len(value)} bytes in {holder} of {size}")
+    return value

@@ -25,6 +25,10 @@ __all__ = [
 class VolumeError(DStorageError):
     """Base of the errors of pools and volumes."""
 
+    def __str__(self) -> str:
+        # The message alone, also where an error number or a key belongs to the error.
+        return str(self.args[-1])
+
 
 class NotAPoolError(VolumeError, OSError):
     """The file holds no thin-pool metadata, or one that this version must not touch; it was left as it was."""
@@ -44,9 +48,6 @@ class DeviceBusyError(VolumeError, OSError):
     def __init__(self, message: str) -> None:
         super().__init__(errno.EBUSY, message)
 
-    def __str__(self) -> str:
-        return str(self.args[1])
-
 
 class PoolFullError(VolumeError, OSError):
     """Nothing is left to allocate.
@@ -58,9 +59,6 @@ class PoolFullError(VolumeError, OSError):
     def __init__(self, message: str, *, kind: str) -> None:
         super().__init__(errno.ENOSPC, message)
         self.kind = kind
-
-    def __str__(self) -> str:
-        return str(self.args[1])
 
 
 class PoolReadOnlyError(VolumeError, PermissionError):
