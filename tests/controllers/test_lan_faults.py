@@ -198,6 +198,16 @@ class TestServer:
         await bench.controller.close()
         server.kill()
 
+    async def test_what_was_written_after_it_was_emptied_is_committed(self, redis, bench):
+        first = await bench.put({1: b"before"})
+        await bench.commit(first)
+        await bench.commit(await bench.put({1: b"newer"}), first)
+        redis.ask("FLUSHALL")
+        places = await bench.put({2: b"after", 3: b""})
+        with pytest.warns(RuntimeWarning, match="emptied, or restarted"):
+            await bench.commit(places)
+        assert await bench.get(places) == {2: b"after", 3: b""}
+
     async def test_freeing_very_many_gives_the_loop_its_turns_and_is_bounded_while_it_is_away(
         self, redis, bench, monkeypatch
     ):

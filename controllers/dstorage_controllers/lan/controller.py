@@ -331,6 +331,8 @@ class LanController(Controller):
         for at, answer in enumerate(answers):
             if isinstance(answer, Exception):
                 self._give_back(opened, reserved[at], keys[at])
+            elif keys[at]:
+                opened.session.wrote(keys[at][0])
         self._tell(was)
         return answers
 

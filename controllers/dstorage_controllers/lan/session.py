@@ -59,6 +59,7 @@ class Session:
         self._first = self._last = self._kept = self._synced = secrets.randbits(62) + 1
         self._marked = False
         self._emptied = False
+        self._witness: str | None = None
         self.forgotten = False
         self.saved = self._planned = self._load()
 
@@ -66,6 +67,11 @@ class Session:
         """A number no write ever had."""
         self._last += 1
         return self._last
+
+    def wrote(self, key: str) -> None:
+        """The server has taken this key."""
+        if self._witness is None:
+            self._witness = key
 
     def plan(self, grown: int) -> dict[int, bytes]:
         """Changes of the private state for a commit that refers to `grown` bytes more than the last one."""
@@ -107,6 +113,7 @@ class Session:
         """
         name = b"%x" % self._first
         self._synced = self._last
+        witness, self._witness = self._witness, None
         before = await self._look(link)
         if before == name and not self._emptied:
             return
@@ -124,6 +131,9 @@ class Session:
         emptied, self._emptied = self._emptied, False
         self._marked, self.forgotten = not isinstance(wrote, ResponseError), False
         if emptied and self._last > self._kept:
+            if witness is not None and isinstance((await link.run([("GET", witness)]))[0], bytes):
+                # All was written after it was emptied.
+                return
             self._kept = self._last
             raise ControllerUnavailable(
                 f"the server of {self._name!r} was emptied since the last commit, and may have lost what was written since; write it again, or "
