@@ -27,7 +27,7 @@ from dstorage.blocking.opening import OpenOptions
 from dstorage.cache.core import ANYTHING, Core, add_up
 from dstorage.cache.keys import Key
 from dstorage.cache.loading import load
-from dstorage.cache.memoize import AsyncDecorator, Memo, MemoizeOptions, memoized_coroutine, named
+from dstorage.cache.memoize import AsyncDecorator, Memo, MemoizeOptions, check_brackets, memoized_coroutine, named
 from dstorage.cache.records import NEVER, Names
 from dstorage.cache.report import CacheEntryInfo, CacheStats, info_of
 from dstorage.cache.transaction import AsyncCacheTransaction, Turns
@@ -35,6 +35,7 @@ from dstorage.cache.values import Codec, Kind, Serializer, absence
 from dstorage.errors import InvalidArgumentError, UsageError
 from dstorage.paging.budget import parse_bytes
 from dstorage.store import Store
+from dstorage.waiting import check_wait
 
 KEEP: Any = object()
 """Default of `size_limit`: as it was."""
@@ -68,6 +69,8 @@ class AsyncCache:
         serializer: For values of other types: "json", "pickle" (only where nobody else can write the directory), a
             `dstorage.Serializer`, or several: the first one writes, all are read. By default such values are refused.
         reap_interval: What has expired is removed from the disk so many seconds later at the latest (nobody sees it meanwhile).
+        wait: Seconds that a call keeps trying while the controller of a value is away or memory is short; by default the
+            error comes at once.
         clock: Seconds since the epoch.
         options: For a directory: as for `dstorage.open` (`budget`, `commit_interval`, `controllers` and so on).
 
@@ -85,6 +88,7 @@ class AsyncCache:
         size_limit: int | str | None = KEEP,
         serializer: str | Serializer | Sequence[str | Serializer] | None = None,
         reap_interval: float = 1.0,
+        wait: float | None = None,
         clock: Callable[[], float] = time.time,
         **options: Unpack[OpenOptions],
     ) -> None:
@@ -92,7 +96,9 @@ class AsyncCache:
             raise InvalidArgumentError(f"{', '.join(options)}: the store is open already; these are for a directory")
         if not 0 < reap_interval < NEVER:
             raise InvalidArgumentError(f"reap_interval={reap_interval}: give seconds > 0")
+        check_wait(wait)
         self._place = place
+        self._wait = wait
         Names(name)  # With the arguments checked before anything is made on the disk.
         self._name = name
         self._limit = size_limit if size_limit is KEEP else _parse_limit(size_limit)
@@ -123,7 +129,7 @@ class AsyncCache:
         try:
             if self._own is not None and not store.options.read_only:
                 make_private(store.path)
-            core = Core(store, self._name, self._codec, self._clock)
+            core = Core(store, self._name, self._codec, self._clock, self._wait)
             try:
                 await load(core)
                 if not store.options.read_only:
@@ -489,7 +495,7 @@ class AsyncCache:
         """`transact` for a task or thread that is not this one (for the cache's own parts)."""
         return AsyncCacheTransaction(lambda: self.core, self._turns, durable=durable, wait=wait, owner=owner)
 
-    def memoize(self, **options: Unpack[MemoizeOptions]) -> AsyncDecorator:
+    def memoize(self, *bare: object, **options: Unpack[MemoizeOptions]) -> AsyncDecorator:
         """Decorate a function so that its results are kept in the cache::
 
             @cache.memoize(expire=60)
@@ -500,12 +506,14 @@ class AsyncCache:
         and `__wrapped__` is what was decorated.
 
         Args:
+            bare: Nothing: the brackets must be there, and options have names.
             options: See `dstorage.MemoizeOptions`.
 
         Raises:
             InvalidArgumentError: (on decorating) An option is out of range. (on calling) An argument cannot be told from
                 others by its contents, or the result needs a serializer.
         """
+        check_brackets(bare)
 
         def decorate(function: Callable[..., Any]) -> Any:
             memo = Memo(lambda: self.core, function, options)

@@ -33,11 +33,13 @@ class Chunks:
     Args:
         store: Keeps them.
         names: Tells what is pending.
+        wait: Seconds to wait for room, or for a controller that is away.
     """
 
-    def __init__(self, store: Store, names: Names) -> None:
+    def __init__(self, store: Store, names: Names, wait: float | None) -> None:
         self._store = store
         self._names = names
+        self._wait = wait
 
     @property
     def part_bytes(self) -> int:
@@ -57,7 +59,7 @@ class Chunks:
         """
         id = self.write_now(payload, own=own)
         if id is None:
-            with await self._store.contents.create(payload) as handle:
+            with await self._store.contents.create(payload, wait=self._wait) as handle:
                 id = handle.id
         return id
 
@@ -173,7 +175,7 @@ class Chunks:
         handle = self._store.table.get(entry.id)
         try:
             if handle.buffer is None:
-                await handle
+                await handle.get(wait=self._wait)
                 if entry.kind is Kind.BYTES:
                     _freeze(handle)
             buffer = handle.buffer
@@ -191,7 +193,7 @@ class Chunks:
             self._store.prefetch(ids[position + 1 : position + 1 + READ_AHEAD])
             handle = self._store.table.get(id)
             try:
-                view = await handle
+                view = await handle.get(wait=self._wait)
                 if joined.tell() + len(view) > entry.size:
                     break
                 joined.write(view)

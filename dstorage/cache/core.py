@@ -51,19 +51,22 @@ class Core:
         name: Names it, among the caches of the store.
         codec: Makes bytes of values.
         clock: Seconds since the epoch.
+        wait: Seconds to wait for room, or for a controller that is away.
 
     Raises:
         UsageError: It is open already.
     """
 
-    def __init__(self, store: Store, name: str, codec: Codec, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, store: Store, name: str, codec: Codec, clock: Callable[[], float], wait: float | None = None
+    ) -> None:
         self.store = store
         self.name = name
         self.codec = codec
         self.clock = clock
         self._thread = threading.get_ident()
         self.names = Names(name)
-        self.chunks = Chunks(store, self.names)
+        self.chunks = Chunks(store, self.names, wait)
         self.entries = Entries()
         self.live: dict[Key, Entry] = self.entries.live
         self.size_limit: int | None = DEFAULT_SIZE_LIMIT

@@ -86,6 +86,15 @@ class AsyncDecorator(Protocol):
     def __call__(self, function: Callable[P, R], /) -> Memoized[P, Coroutine[Any, Any, R]]: ...
 
 
+BRACKETS = "memoize is called first, with options by name: write @cache.memoize() with the brackets, or @cache.memoize(expire=60)"
+
+
+def check_brackets(bare: tuple[object, ...]) -> None:
+    """Raise if a decorator that is to be called stands there without its brackets, or got options without names."""
+    if bare:
+        raise InvalidArgumentError(BRACKETS)
+
+
 class Memo:
     """What is common to all ways to memoize one function.
 
@@ -100,7 +109,7 @@ class Memo:
 
     def __init__(self, core: Callable[[], Core], function: Callable[..., Any], options: MemoizeOptions) -> None:
         if not callable(function):
-            raise InvalidArgumentError("memoize is called first: write @cache.memoize() with the brackets")
+            raise InvalidArgumentError(BRACKETS)
         unknown = options.keys() - MemoizeOptions.__annotations__.keys()
         if unknown:
             raise InvalidArgumentError(f"memoize takes no {', '.join(sorted(unknown))}: see dstorage.MemoizeOptions")

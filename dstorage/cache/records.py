@@ -113,10 +113,13 @@ class Names:
     """
 
     def __init__(self, cache: str) -> None:
-        raw = cache.encode()
+        try:
+            raw = cache.encode()
+        except (AttributeError, UnicodeEncodeError):  # No text, or with a lone surrogate.
+            raw = b""
         if not 0 < len(raw) <= MAX_CACHE_NAME or b"\0" in raw:
             raise InvalidArgumentError(
-                f"cache name {cache[:40]!r}: give 1 to {MAX_CACHE_NAME} bytes of UTF-8 without zeros"
+                f"cache name {repr(cache)[:40]}: give 1 to {MAX_CACHE_NAME} bytes of UTF-8 without zeros"
             )
         self.prefix = b"cache/" + raw + b"\0"
         self.entries = self.prefix + b"e"

@@ -25,7 +25,16 @@ from dstorage.blocking.store import Store
 from dstorage.cache.asynchronous import KEEP, AsyncCache, make_private
 from dstorage.cache.core import ANYTHING
 from dstorage.cache.keys import Key
-from dstorage.cache.memoize import Answer, Memo, Memoized, MemoizeOptions, memoized_coroutine, memoized_function, named
+from dstorage.cache.memoize import (
+    Answer,
+    Memo,
+    Memoized,
+    MemoizeOptions,
+    check_brackets,
+    memoized_coroutine,
+    memoized_function,
+    named,
+)
 from dstorage.cache.report import CacheEntryInfo, CacheStats
 from dstorage.cache.transaction import AsyncCacheTransaction
 from dstorage.cache.values import Encoded, Kind, Serializer
@@ -57,6 +66,8 @@ class Cache:
         serializer: For values that are not bytes-like, str, numbers, None or numpy arrays: "json", "pickle" (only where nobody
             else can write the directory), a `dstorage.Serializer`, or several.
         reap_interval: What has expired is removed from the disk so many seconds later at the latest.
+        wait: Seconds that a call keeps trying while the controller of a value is away or memory is short; by default the
+            error comes at once.
         clock: Seconds since the epoch.
         options: For a directory: as for `dstorage.open` (`budget`, `commit_interval`, `controllers` and so on).
 
@@ -74,6 +85,7 @@ class Cache:
         size_limit: int | str | None = KEEP,
         serializer: str | Serializer | Sequence[str | Serializer] | None = None,
         reap_interval: float = 1.0,
+        wait: float | None = None,
         clock: Callable[[], float] = time.time,
         **options: Unpack[OpenOptions],
     ) -> None:
@@ -85,6 +97,7 @@ class Cache:
             size_limit=size_limit,
             serializer=serializer,
             reap_interval=reap_interval,
+            wait=wait,
             clock=clock,
         )
         self._own: Store | None = None
@@ -376,7 +389,7 @@ class Cache:
         """
         return CacheTransaction(self, durable=durable, wait=wait)
 
-    def memoize(self, **options: Unpack[MemoizeOptions]) -> Callable[[Callable[P, R]], Memoized[P, R]]:
+    def memoize(self, *bare: object, **options: Unpack[MemoizeOptions]) -> Callable[[Callable[P, R]], Memoized[P, R]]:
         """Decorate a function, or a coroutine function, so that its results are kept in the cache::
 
             @cache.memoize(expire=60)
@@ -387,12 +400,14 @@ class Cache:
         decorated.
 
         Args:
+            bare: Nothing: the brackets must be there, and options have names.
             options: See `dstorage.MemoizeOptions`.
 
         Raises:
             InvalidArgumentError: (on decorating) An option is out of range. (on calling) An argument cannot be told from
                 others by its contents, or the result needs a serializer.
         """
+        check_brackets(bare)
 
         def decorate(function: Callable[P, R]) -> Memoized[P, R]:
             memo = Memo(lambda: self.inner.core, function, options)

@@ -11,11 +11,19 @@ import threading
 
 import numpy as np
 import pytest
+from memory_controller import MemoryController
 
 import dstorage
 import dstorage.blocking
 from dstorage import AsyncCache, AsyncCacheTransaction, Cache, CacheTransaction
-from dstorage.errors import ClosedError, InvalidArgumentError, StoreLocked, UsageError
+from dstorage.errors import (
+    ClosedError,
+    InvalidArgumentError,
+    MemoryUnavailable,
+    StoreLocked,
+    TemporarilyUnavailable,
+    UsageError,
+)
 
 
 @pytest.fixture
@@ -291,3 +299,79 @@ def test_what_is_not_closed_is_committed_at_exit(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
     with Cache(tmp_path / "x", budget="4M", pressure=False) as cache:
         assert cache["a"] == "kept"
+
+
+def away(cache, memory):
+    """The controller of what `cache` keeps goes away, and all contents have left memory."""
+    cache.commit()
+    cache.store.set_budget(1)
+    cache.store.set_budget("4M")
+    memory.unavailable = True
+    cache.store.loop.call_sync(memory.context.status_changed)
+
+
+def back(cache, memory):
+    memory.unavailable = False
+    cache.store.loop.call_sync(memory.context.status_changed)
+
+
+@pytest.mark.parametrize("value", [b"value", bytes(600_000)])
+def test_a_cache_that_waits_outlives_a_controller_that_is_away(tmp_path, value):
+    memory = MemoryController()
+    options = {"budget": "4M", "pressure": False, "controllers": [memory], "commit_interval": None}
+    with Cache(tmp_path / "c", wait=60, **options) as cache:
+        cache["a"] = value
+        away(cache, memory)
+        answers = []
+        readers = [threading.Thread(target=lambda: answers.append(cache["a"])) for _ in range(2)]
+        for reader in readers:
+            reader.start()
+        while cache.store.stats().unavailable == 0:
+            pass
+        back(cache, memory)
+        for reader in readers:
+            reader.join(60)
+        assert answers == [value, value]
+
+
+def test_by_default_a_controller_that_is_away_is_told_at_once(tmp_path):
+    memory = MemoryController()
+    with Cache(tmp_path / "c", budget="4M", pressure=False, controllers=[memory], commit_interval=None) as cache:
+        cache["a"] = b"value"
+        away(cache, memory)
+        with pytest.raises(TemporarilyUnavailable):
+            cache["a"]
+        back(cache, memory)
+        assert cache["a"] == b"value"
+
+
+def test_a_set_waits_for_room_that_references_hold(tmp_path):
+    with (
+        dstorage.blocking.open(tmp_path / "c", budget=2**20, pressure=False, commit_interval=None) as store,
+        Cache(store, wait=60) as patient,
+        Cache(store, name="other") as cache,
+    ):
+        held = store.create(bytes(2**20 - 1000)).acquire()
+        with pytest.raises(MemoryUnavailable):
+            cache["a"] = bytes(50_000)
+        setter = threading.Thread(target=patient.set, args=("a", bytes(50_000)))
+        setter.start()
+        while not store.inner._memory.wanted:
+            pass
+        held.release()
+        setter.join(60)
+        assert patient["a"] == bytes(50_000)
+
+
+@pytest.mark.parametrize("wait", [-1, float("nan"), float("inf"), "1"])
+def test_a_wait_that_cannot_be_is_refused(tmp_path, wait):
+    with pytest.raises(InvalidArgumentError, match="wait="):
+        Cache(tmp_path / "c", wait=wait)
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 300, "lone \ud800 surrogate", b"bytes", 5])
+def test_a_name_that_no_cache_can_have_is_refused(tmp_path, name):
+    with pytest.raises(InvalidArgumentError, match="cache name"):
+        Cache(tmp_path / "c", name=name)
+    assert not (tmp_path / "c").exists()

@@ -350,8 +350,15 @@ def test_misses_of_plain_functions(blocking, name):
 def test_options_are_checked(blocking, options):
     with pytest.raises(InvalidArgumentError):
         blocking.memoize(**options)(lambda n: n)
+    for wrong in (
+        lambda: blocking.memoize()(5),
+        lambda: blocking.memoize(lambda n: n),
+        lambda: blocking.memoize("name"),
+    ):
+        with pytest.raises(InvalidArgumentError, match="brackets"):
+            wrong()
     with pytest.raises(InvalidArgumentError, match="brackets"):
-        blocking.memoize()(5)
+        blocking.inner.memoize(len)
     with pytest.raises(InvalidArgumentError, match="name="):
         blocking.memoize()(functools.partial(lambda a, b: a * b, 2))
     assert blocking.memoize(name="double")(functools.partial(lambda a, b: a * b, 2))(4) == 8
