@@ -102,8 +102,11 @@ class Committer:
             controller = entry.controller
             if controller is None:
                 return False
-            # The books also say how far its medium is written.
-            await self._sync({entry.index})
+            try:
+                # The books also say how far its medium is written.
+                await self._sync({entry.index})
+            except TemporarilyUnavailable:
+                return False
             counted = 0
 
             async def places() -> AsyncIterator[tuple[int, Locator]]:

@@ -286,6 +286,25 @@ async def test_a_damaged_record_that_names_another_segment_can_be_dropped(tmp_pa
     assert sorted(path.name for path in tmp_path.rglob("*.seg")) == ["00000002.seg", "00000003.seg"]
 
 
+async def test_a_controller_that_is_away_keeps_no_repair_of_others_from_being_made(tmp_path):
+    near, far = MemoryController("near", rank=9), MemoryController("far", rank=1)
+    async with opening(tmp_path, near, far) as store:
+        ids = await fill(store, 2)
+        await store.commit()
+        await store.migrate(ids[1:], to="far")
+        await store.commit()
+        near._get = lambda request: Lost("rust", id=request.id)
+        far.set_unavailable(True)
+        far.sync_error = ControllerUnavailable("cable out")
+        report = await check(store, repair=True)
+        assert report.repaired == ids[:1]
+        assert [problem.kind for problem in report.problems if not report.mended(problem)] == ["unavailable"]
+        far.sync_error = None
+        far.set_unavailable(False)
+        del near._get
+        assert (await check(store)).sound
+
+
 async def test_a_damaged_catalog_is_told_and_holds_nobody_up(store, monkeypatch):
     (id,) = await fill(store, 1)
     await store.commit()
