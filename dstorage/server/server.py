@@ -24,6 +24,7 @@ from dstorage.server.chunks import Chunks
 from dstorage.server.clients import Clients
 from dstorage.server.command import Command
 from dstorage.server.connection import Connection
+from dstorage.server.door import BACKLOG, Door
 from dstorage.server.introspection import Introspection
 from dstorage.server.keys import Keys
 from dstorage.server.keyspace import Keyspace
@@ -139,6 +140,7 @@ class Server:
         self.unix: str | None = None
         self._unsent: list[Connection] = []
         self._servers: list[asyncio.Server] = []
+        self._doors: list[Door] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._minder: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
@@ -181,12 +183,18 @@ class Server:
                 )
         for host in hosts:
             try:
-                server = await loop.create_server(lambda: Connection(self), host, port, ssl=tls, backlog=511)
+                if tls is None:
+                    server = await loop.create_server(lambda: Connection(self), host, port, backlog=BACKLOG)
+                    self._servers.append(server)
+                    port = server.sockets[0].getsockname()[1]
+                else:
+                    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+                    door = Door([*dict.fromkeys(found)], tls, lambda: Connection(self), self._free_connections)
+                    self._doors.append(door)
+                    port = door.port
             except OSError as error:
                 why = os.strerror(error.errno) if error.errno else str(error)
                 raise InvalidArgumentError(f"{host}:{port} cannot be listened at: {why}") from error
-            self._servers.append(server)
-            port = server.sockets[0].getsockname()[1]
         self.hosts += hosts
         self.port = port
         return port
@@ -199,10 +207,13 @@ class Server:
         """
         loop = asyncio.get_running_loop()
         listener = _bind_unix(Path(path))
-        self._servers.append(await loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=511))
+        self._servers.append(await loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=BACKLOG))
         self.unix = str(path)
 
     # -- connections --------------------------------------------------------------------------------------------------
+
+    def _free_connections(self) -> int:
+        return self.limits.connections - len(self.connections)
 
     def entered(self, connection: Connection) -> str | None:
         """There is one connection more; returns why it is refused, or None."""
@@ -307,6 +318,9 @@ class Server:
         servers, self._servers = self._servers, []
         for server in servers:
             server.close()
+        doors, self._doors = self._doors, []
+        for door in doors:
+            await door.close()
         if self._minder is not None:
             self._minder.cancel()
             await asyncio.gather(self._minder, return_exceptions=True)

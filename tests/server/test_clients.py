@@ -176,12 +176,13 @@ const Redis = require('ioredis');
   const pipeline = client.pipeline();
   for (let i = 0; i < 500; i++) pipeline.incr('n').get('n');
   const answers = await pipeline.exec();
+  const transaction = await client.multi().set('t', 1).incr('t').get('t').exec();
   const large = Buffer.alloc(3000000, 'abc');
   await client.set('large', large);
   let keys = [];
   for await (const some of client.scanStream({ match: '*', count: 2 })) keys = keys.concat(some);
   console.log(JSON.stringify({
-    value: [...value], last: answers[999], same: large.equals(await client.getBuffer('large')),
+    value: [...value], last: answers[999], transaction, same: large.equals(await client.getBuffer('large')),
     keys: keys.sort(), ttl: await client.ttl('k') > 0, error: await client.incr('k').catch(e => e.message),
     name: await client.client('GETNAME'),
   }));
@@ -211,8 +212,9 @@ def test_ioredis(serve, ioredis):
     assert told == {
         "value": [0, 255, 13, 10],
         "last": [None, "500"],
+        "transaction": [[None, "OK"], [None, 2], [None, "2"]],
         "same": True,
-        "keys": ["k", "large", "n"],
+        "keys": ["k", "large", "n", "t"],
         "ttl": True,
         "error": "ERR value is not an integer or out of range",
         "name": "node",

@@ -402,10 +402,35 @@ def contexts(folder):
     )
 
 
-async def test_tls(make_node, tmp_path):
+def encrypted(tmp_path):
     contexts(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    return context
+
+
+async def test_who_does_not_finish_the_handshake_counts_as_a_connection_and_is_let_go(make_node, tmp_path, monkeypatch):
+    monkeypatch.setattr("dstorage.server.door.HANDSHAKE_S", 0.5)
+    node = await make_node(tls=encrypted(tmp_path), limits=Limits(connections=5))
+    trust = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    friend = await node.client(ssl=trust)
+    assert await friend.send("PING") == b"PONG"
+    strangers = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(4)]
+    strangers[0][1].write(b"this is no handshake")
+    assert await asyncio.wait_for(strangers[0][0].read(), 30) is not None
+    one_more = await asyncio.open_connection("127.0.0.1", node.port)
+    two_more = await asyncio.open_connection("127.0.0.1", node.port)
+    assert await asyncio.wait_for(two_more[0].read(), 30) == b"", "there is no room for it"
+    for reader, _ in [*strangers, one_more]:
+        assert await asyncio.wait_for(reader.read(), 30) is not None
+    another = await node.client(ssl=trust)
+    assert await another.send("PING") == b"PONG"
+    for _, writer in [*strangers, one_more, two_more]:
+        writer.close()
+
+
+async def test_tls(make_node, tmp_path):
+    context = encrypted(tmp_path)
     node = await make_node(tls=context)
     client = await node.client(ssl=ssl.create_default_context(cafile=str(tmp_path / "cert.pem")))
     assert await client.send("SET", "k", b"x" * 3_000_000) == b"OK"
