@@ -267,9 +267,13 @@ async def test_a_damaged_index_leaves_the_pack_out():
         places = await bench.put({id: payload(id, 10_000) for id in range(1, 9)})
         await bench.commit(places)
         await bench.commit({}, {id: place for id, place in places.items() if id > 1})
+        assert await bench.controller.advice() == []
         ((name, raw),) = objects(store).items()
         obstore.put(store, name, raw[:-40] + bytes(40))
         assert await bench.controller.sparse_places(0.5) == []
+        # Nothing else would show it: the chunks are sound.
+        (advice,) = await bench.controller.advice()
+        assert "indexes of 1 packs are damaged" in advice
 
 
 # -- encryption ----------------------------------------------------------------------------------------------------------

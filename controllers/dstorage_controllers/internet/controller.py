@@ -353,12 +353,12 @@ class InternetController(Controller):
             try:
                 places += await opened.reader.contents(number, shape)
             except (Lost, CorruptData):
-                # For `dstorage check` to explain; the others can still be compacted.
+                # `advice` tells of it; the others can still be compacted.
                 continue
         return places
 
     async def advice(self) -> list[str]:
-        """A folder that others write to as well, and a directory instead of a bucket."""
+        """A folder that others write to as well, a directory instead of a bucket, and packs whose index is damaged."""
         opened = self._opened()
         told = []
         if opened.mark.shared:
@@ -368,6 +368,12 @@ class InternetController(Controller):
             )
         if parse_url(str(self.settings["url"])).scheme == "file":
             told.append("chunks in a directory may not survive a power failure: use a bucket, or the disk controller")
+        damaged = await opened.reader.damaged_indexes()
+        if damaged:
+            told.append(
+                f"the indexes of {damaged} packs are damaged: their chunks are read, but not found by `Store.compact`, which neither "
+                "frees dead space there nor encrypts with a new key; `dstorage drain` moves them elsewhere"
+            )
         return told
 
     # -- private ------------------------------------------------------------------------------------------------------

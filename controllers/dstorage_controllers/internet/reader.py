@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, NamedTuple
 
 from dstorage.controller import Buffer, ReadRequest
-from dstorage.errors import ControllerError, CorruptData, DStorageError, Lost
+from dstorage.errors import ControllerError, ControllerUnavailable, CorruptData, DStorageError, Lost
 from dstorage.record import Locator
 from dstorage_controllers.internet.books import Shape
 from dstorage_controllers.internet.bucket import FAILURES, Cut, Gone
@@ -19,6 +19,9 @@ GAP_BYTES = 256 * 2**10
 RUN_BYTES = 2**20 + 2**16
 """A run of chunks is read by requests of at most this length, a mebibyte and room for the seals: several side by side are faster
 than one."""
+
+CHECKED_AT_ONCE = 64
+"""Indexes; fewer are on their way at a time."""
 
 
 class _Wanted(NamedTuple):
@@ -88,6 +91,26 @@ class Reader:
             return unpack_index(bytes(plain))
         except ValueError as error:
             raise CorruptData(f"the index of pack {number:x} makes no sense: {error}") from error
+
+    async def damaged_indexes(self) -> int:
+        """In how many packs chunks can be read, and not be found."""
+        books = self._parts.books
+
+        async def damaged(number: int) -> bool:
+            try:
+                await self.contents(number, books[number].shape)
+            except CorruptData:
+                return True
+            except (Lost, ControllerUnavailable):
+                # Shown by its chunks.
+                return False
+            return False
+
+        numbers, found = list(books), 0
+        for start in range(0, len(numbers), CHECKED_AT_ONCE):
+            some = [number for number in numbers[start : start + CHECKED_AT_ONCE] if number in books]
+            found += sum(await asyncio.gather(*map(damaged, some)))
+        return found
 
     # -- packs --------------------------------------------------------------------------------------------------------
 
