@@ -52,7 +52,6 @@ class Room:
 
         request = RoomRequest(size, dirty, grant)
         memory.wait(request)
-        self._writeback.wake()
         try:
             while not granted.done():
                 if not memory.hopeful or self._writeback.stalled:

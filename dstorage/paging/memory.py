@@ -112,8 +112,9 @@ class Memory:
         self.poke()
 
     def wait(self, request: RoomRequest) -> None:
-        """Queue a request; requests are granted in order."""
+        """Queue a request; requests are granted in order. Now all that is dirty is to be written, not only a share of it."""
         self._waiting.append(request)
+        self._on_laundry()
 
     def abandon(self, request: RoomRequest) -> None:
         """Take a request back that was not granted."""

@@ -224,7 +224,8 @@ class WriteBack:
         # Somebody who waits may need more than the other half.
         enough = 0 if memory.wanted else memory.dirty_limit * BACKGROUND_SHARE
         excess = min(memory.dirty_bytes - enough, BATCH_BYTES)
-        if excess <= 0:
+        # Who waits has hope as long as anything is dirty: what is empty has to be written, too, so that it ends.
+        if excess <= 0 and not memory.wanted:
             return
         for page in memory.dirty:
             self._submit_present(page)

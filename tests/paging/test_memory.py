@@ -121,6 +121,23 @@ async def test_what_references_hold_stays_and_the_error_says_who(store):
         handle.release()
 
 
+async def test_who_waits_has_an_answer_however_little_is_dirty(store):
+    with await store.create(bytes(1024)) as handle:
+        id = handle.id
+    await store.commit()
+    held = [await store.create(BUDGET - 1024)]
+    await store.commit()
+    for few in (1000, 0):
+        held.append(await store.create(few))
+        with store.handle(id) as handle, pytest.raises(MemoryUnavailable, match=", 0 dirty"):
+            await asyncio.wait_for(handle, 10)
+        held.append(await store.create(0))
+        with pytest.raises(MemoryUnavailable, match=", 0 dirty"):
+            await asyncio.wait_for(store.create(2048, wait=0.01), 10)
+    for handle in held:
+        handle.release()
+
+
 async def test_where_nobody_takes_what_is_dirty_the_error_says_so(store, memory):
     memory.capacity = 0
     with pytest.raises(
