@@ -280,6 +280,26 @@ async def test_rights_that_are_taken_away_end_writing_and_not_reading():
         await eventually(lambda: bench.controller.status is OK, "it does not notice that it may write again")
 
 
+@pytest.mark.parametrize("status", [403, 500])
+async def test_an_object_that_is_not_given_keeps_no_other_away(status):
+    """One in an archive, or on a disk that is broken."""
+    async with ScriptedS3() as server, watched(server, timeout=8.0) as bench:
+        archived = await bench.put({1: payload(1, 5000)})
+        key = list(server.objects)[-1]
+        others = await bench.put({2: payload(2, 5000)})
+        reply = (status, b"<Error><Code>InvalidObjectState</Code></Error>")
+        server.script = lambda method, asked, query: reply if asked == key else None
+        answers = await bench.get(archived | others)
+        assert isinstance(answers[1], ControllerUnavailable)
+        assert "the object of chunk 1 now" in str(answers[1])
+        assert "InvalidObjectState" in str(answers[1])
+        assert answers[2] == payload(2, 5000)
+        assert bench.told == []
+        assert await bench.get(await bench.put({3: payload(3, 5000)})) == {3: payload(3, 5000)}
+        server.script = lambda method, asked, query: None
+        assert await bench.get(archived) == {1: payload(1, 5000)}
+
+
 async def test_who_may_only_read_reads():
     async with ScriptedS3() as server:
         async with watched(server) as bench:

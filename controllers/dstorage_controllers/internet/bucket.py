@@ -272,6 +272,11 @@ def refusal(name: str, error: BaseException) -> ControllerError:
 MANNERS = Manners(FAILURES, fault_of, refusal, first_pause=0.1, longest_pause=5.0)
 
 
+def is_reply(error: BaseException) -> bool:
+    """Whether one of `FAILURES` is what a server said, and not that none did."""
+    return "status code: " in str(error).partition("\n")[0]
+
+
 def said(error: BaseException) -> str:
     """An error in one line without what may be secret: queries of URLs hold signatures, replies repeat what was asked with.
 

@@ -201,14 +201,10 @@ class InternetController(Controller):
             capacity=self._capacity,
             timeout=self._timeout,
         )
-        mark = Mark(
-            bucket,
-            layout.folder,
-            token=parts.session.token,
-            directory=context.directory,
-            patience=min(self._timeout, PROBE_S),
-        )
-        self._open = _Open(parts, mark, Reader(self.name, parts, self._connections), writer)
+        patience = min(self._timeout, PROBE_S)
+        mark = Mark(bucket, layout.folder, token=parts.session.token, directory=context.directory, patience=patience)
+        reader = Reader(self.name, parts, self._connections, known=mark.key, patience=patience)
+        self._open = _Open(parts, mark, reader, writer)
         self._begun = False
         try:
             await self._probe()
@@ -250,9 +246,11 @@ class InternetController(Controller):
         if opened is None:
             return
         health = opened.parts.health
-        await opened.parts.cleaning.wait(self._timeout if health.status is ControllerStatus.OK else 0)
-        await opened.parts.cleaning.close()
-        await health.close()
+        try:
+            await opened.parts.cleaning.wait(self._timeout if health.status is ControllerStatus.OK else 0)
+        finally:
+            await opened.parts.cleaning.close()
+            await health.close()
 
     # -- finding out --------------------------------------------------------------------------------------------------
 

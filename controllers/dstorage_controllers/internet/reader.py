@@ -10,7 +10,7 @@ from dstorage.controller import Buffer, ReadRequest
 from dstorage.errors import ControllerError, ControllerUnavailable, CorruptData, DStorageError, Lost
 from dstorage.record import Locator
 from dstorage_controllers.internet.books import Shape
-from dstorage_controllers.internet.bucket import FAILURES, Cut, Gone
+from dstorage_controllers.internet.bucket import FAILURES, Cut, Gone, is_reply, said
 from dstorage_controllers.internet.layout import AES, INDEX_ID, MAX_SEAL, PIECES, ZSTD, Place, unpack_index
 from dstorage_controllers.internet.parts import INLINE_BYTES, Parts
 
@@ -37,11 +37,15 @@ class Reader:
         name: The controller's name, for messages.
         parts: The open controller.
         connections: Most pieces of chunks in memory at a time, sealed and plain.
+        known: Name of an object that is there, or about which the bucket can at least say that it is not.
+        patience: Seconds to ask for that.
     """
 
-    def __init__(self, name: str, parts: Parts, connections: int) -> None:
+    def __init__(self, name: str, parts: Parts, connections: int, *, known: str, patience: float) -> None:
         self._name = name
         self._parts = parts
+        self._known = known
+        self._patience = patience
         self._pieces = asyncio.Semaphore(connections)
 
     async def read(self, requests: Sequence[ReadRequest]) -> list[Buffer | Exception]:
@@ -193,7 +197,22 @@ class Reader:
                 f"the object of chunk {id} is shorter than it was", id=id, controller=self._name
             ) from error
         except FAILURES as error:
+            if is_reply(error) and await self._is_well():
+                # An object in an archive, on a broken disk, with a key that is not to be had: all others can be read.
+                raise ControllerUnavailable(
+                    f"the bucket of {self._name!r} does not give the object of chunk {id} now: {said(error)}"
+                ) from None
             raise parts.health.failed(error) from None
+
+    async def _is_well(self) -> bool:
+        """Whether the bucket gives other objects."""
+        try:
+            await self._parts.bucket.get(self._known, 0, 1, patience=self._patience)
+        except FAILURES:
+            return False
+        except (Gone, Cut):
+            return True
+        return True
 
     def _about(self, error: DStorageError, id: int) -> DStorageError:
         """The error of a run as one of a chunk."""
