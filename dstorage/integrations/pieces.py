@@ -8,7 +8,7 @@ So the id of the one chunk, or of the index, stands for the contents, and tells 
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
@@ -161,16 +161,21 @@ class Pieces:
                 return [number, *(await self._index(number)).ids]
         return [number]
 
-    def delete(self, ids: Iterable[int]) -> None:
-        """Delete chunks that no file has any more."""
+    def delete(self, ids: Iterable[int]) -> int:
+        """Delete chunks that no file has any more; returns how many of them there were."""
+        deleted = 0
         for id in ids:
             self.unfinished.discard(id)
             with self.store.handle(id) as handle, suppress(Lost):
                 handle.delete()
+                deleted += 1
+        return deleted
 
-    def ids(self) -> list[int]:
+    def ids(self) -> Iterator[int]:
         """All chunks of files that have been written."""
-        return [id for space in (self._files, self._indexes) if space is not None for id in space.ids()]
+        for space in (self._files, self._indexes):
+            if space is not None:
+                yield from space.ids()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ all of the new. Chunks of a writer that a crash cut off are in nobody's way; `Tr
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -29,6 +30,8 @@ PREFIX = b"tree\0"
 ROOT = 0
 ERRORS = "surrogateescape"
 """Paths of file systems that are no UTF-8 come through, as in `os.fsencode`."""
+COLLECTED_AT_A_TIME = 1000
+"""Chunks looked at, or freed, between two turns of the loop."""
 _NUMBER = struct.Struct(">Q")
 MAX_COMPONENT_BYTES = MAX_NAME_BYTES - len(PREFIX) - _NUMBER.size - len("/")
 """What is left of a name for one component of a path."""
@@ -412,15 +415,30 @@ class Tree:
         Returns:
             How many.
         """
-        candidates = set(self._pieces.ids()) - self._pieces.unfinished
+        candidates: set[int] = set()
+        for count, id in enumerate(self._pieces.ids(), 1):
+            candidates.add(id)
+            if count % COLLECTED_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        candidates -= self._pieces.unfinished
         seen: set[int] = set()
         # Reading the indexes takes time in which files come and go: until all there are now have been seen.
-        while fresh := {entry.number for _, entry in self.files()} - seen:
+        while fresh := self._numbers() - seen:
             seen |= fresh
-            for number in fresh:
+            candidates -= fresh
+            for number in filter(self._pieces.split, fresh):
                 candidates.difference_update(await self._pieces.chunks(number))
-        self._pieces.delete(candidates)
-        return len(candidates)
+        freed = 0
+        for count, id in enumerate(candidates, 1):
+            freed += self._pieces.delete([id])
+            if count % COLLECTED_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+        return freed
+
+    def _numbers(self) -> set[int]:
+        """Numbers of all files; in one go, for one that is moved meanwhile must not be missed (half a second for a million)."""
+        names = self.store.names(PREFIX)
+        return {number for name, number in names if len(name) > len(PREFIX) and not name.endswith(b"/")}
 
 
 def split(path: str) -> list[str]:

@@ -183,6 +183,40 @@ async def test_what_a_crash_cut_off_is_collected(tmp_path):
         assert bytes(await tree.read("a/large")) == b"x" * 3 * PIECE
 
 
+async def test_collecting_goes_on_beside_other_work_and_frees_what_no_file_has(tree, store, monkeypatch):
+    monkeypatch.setattr("dstorage.integrations.tree.COLLECTED_AT_A_TIME", 1)
+    files = {f"{n % 3}/{n}": bytes([n]) * (PIECE * (n % 4) + 1) for n in range(24)}
+    for path, data in files.items():
+        await tree.write(path, data)
+    cut_off = tree.writer("b")
+    await cut_off.append(b"y" * 5 * PIECE)
+    tree._pieces.unfinished.clear()
+    await store.commit()
+    turns = 0
+
+    async def work():
+        nonlocal turns
+        for turns in range(1000):
+            path = list(files)[turns % 7]
+            if turns % 2:
+                target = f"{turns % 5}/m{turns}"
+                await tree.move(path, target)
+                files[target] = files.pop(path)
+            else:
+                files[path] += b"more"
+                await tree.write(path, files[path])
+            await asyncio.sleep(0)
+
+    working = asyncio.create_task(work())
+    assert await tree.collect() == 5
+    working.cancel()
+    await asyncio.wait([working])
+    assert turns > 20
+    assert {path: bytes(await tree.read(path)) for path, _ in tree.files()} == files
+    await store.commit()
+    assert await tree.collect() == 0
+
+
 async def test_files_larger_than_memory_are_streamed(tmp_path):
     async with dstorage.open(tmp_path / "s", budget=2**20, pressure=None) as store:
         tree = await Tree.open(store)
