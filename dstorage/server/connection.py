@@ -66,7 +66,9 @@ class Connection(asyncio.BufferedProtocol):
     """
 
     COPY_BELOW = 16 * 1024
-    """What `copy_below` is outside of transactions."""
+    """What `copy_below` is but for commands whose many replies are all there at the same time."""
+    COPY_OF_MANY_BELOW = 64
+    """What it is for those."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -489,7 +491,7 @@ class Connection(asyncio.BufferedProtocol):
             while parts:
                 part = parts.pop()
                 if asyncio.iscoroutine(part):
-                    await self._part(part)
+                    await self.part(part)
                 else:
                     self.out.append(part)
                     size += len(part)
@@ -505,7 +507,8 @@ class Connection(asyncio.BufferedProtocol):
                     with contextlib.suppress(Exception):
                         await part
 
-    async def _part(self, work: Work) -> None:
+    async def part(self, work: Work) -> None:
+        """Let `work` append one of several replies; its failure is that reply."""
         mark = len(self.out)
         try:
             await work

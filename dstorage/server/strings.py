@@ -16,6 +16,9 @@ from dstorage.server.replies import CRLF, OK, bulk, integer
 if TYPE_CHECKING:
     from dstorage.server.connection import Connection
 
+MANY = 100
+"""Values of one command from which on they are not copied before the client reads them."""
+
 Value = bytes | bytearray | Upload
 
 
@@ -149,21 +152,30 @@ class Strings:
     def _mget(self, link: Connection, args: list[Any]) -> Work | None:
         out, mark = link.out, len(link.out)
         parts: list[Any] = [b"*%d\r\n" % (len(args) - 1)]
-        for position in range(1, len(args)):
-            try:
-                later = self._reply(link, args[position])
-            except Absent:
-                # Values that have to come to memory first: each is taken when its turn comes.
-                parts += [self._mget_one(link, key) for key in args[position:]]
-                break
-            parts += out[mark:]
-            del out[mark:]
-            if later is not None:
-                parts.append(later)
+        usual = link.copy_below
+        if len(args) > MANY:
+            link.copy_below = link.COPY_OF_MANY_BELOW
+        try:
+            for position in range(1, len(args)):
+                try:
+                    later = self._reply(link, args[position])
+                except Absent:
+                    # Values that have to come to memory first: each is taken when its turn comes.
+                    parts.append(self._mget_rest(link, args[position:]))
+                    break
+                parts += out[mark:]
+                del out[mark:]
+                if later is not None:
+                    parts.append(later)
+        finally:
+            link.copy_below = usual
         return link.stream(parts)
 
-    async def _mget_one(self, link: Connection, key: bytes) -> None:
-        await link.patiently(lambda: self._reply(link, key))
+    async def _mget_rest(self, link: Connection, keys: list[bytes]) -> None:
+        for key in keys:
+            await link.part(link.patiently(lambda key=key: self._reply(link, key)))  # type: ignore[misc]
+            link.flush()
+            await link.drained()
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

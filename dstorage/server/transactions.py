@@ -30,8 +30,6 @@ OVERHEAD = 256
 """Memory that a command behind MULTI counts for, beside its arguments: about its list and its reply."""
 SMALL_CHANGE = 64
 """Room for a number, or a change of a few digits."""
-COPY_BELOW = 256
-"""Replies of a transaction are all there at the same time: values from this length on are not copied."""
 
 
 class Transaction:
@@ -197,7 +195,7 @@ class Transactions:
         self._chunks.take(room)
         self._chunks.lend(room)
         out, mark = link.out, len(link.out)
-        link.copy_below = COPY_BELOW
+        link.copy_below = link.COPY_OF_MANY_BELOW
         link.atomic = True
         parts: list[Any] = [b"*%d\r\n" % len(begun.queued)]
         try:

@@ -129,6 +129,29 @@ async def test_more_keys_than_memory_are_read_and_changed_wherever_they_are(make
     assert await client.send("DEL", *values) == len(values)
 
 
+@pytest.mark.parametrize("kind", ["MGET", "EXEC"])
+async def test_a_small_request_for_many_values_is_answered_without_a_copy_of_all_of_them(client, kind):
+    import tracemalloc
+
+    await client.send("SET", "k", b"x" * 16_000)
+    if kind == "EXEC":
+        client.write("MULTI")
+        for _ in range(3000):
+            client.write("GET", "k")
+        for _ in range(3001):
+            await client.receive()
+    tracemalloc.start()
+    client.write(*(["EXEC"] if kind == "EXEC" else ["MGET", *["k"] * 3000]))
+    before = tracemalloc.get_traced_memory()[0]
+    while not (got := client.reader._buffer):
+        await asyncio.sleep(0)
+    size = len(got)
+    held = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert held < size + 8_000_000, "48 MB are asked for"
+    assert await client.receive() == [b"x" * 16_000] * 3000
+
+
 @pytest.mark.parametrize("change", [["DEL", "k"], ["SET", "k", "new"]])
 async def test_a_value_that_is_replaced_while_somebody_waits_for_it_is_no_error(make_node, monkeypatch, change):
     node, client = await tight(make_node)
