@@ -13,80 +13,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
 
 from dstorage.errors import VersionError
+from dstorage.volumes.checked_trees import CheckedTrees
 from dstorage.volumes.counts import DataCounts
 from dstorage.volumes.errors import DamagedMetadataError, NotAPoolError
 from dstorage.volumes.layout import BITMAP_ENTRIES, BITMAP_SALT, INDEX_ENTRY, INDEX_SALT, MAP_ROOT, MAX_BITMAPS
-from dstorage.volumes.reader import MAX_DEPTH, MetadataReader, Node
+from dstorage.volumes.reader import MetadataReader, Node
 from dstorage.volumes.records import DETAILS_BYTES, MAPPING_BYTES, MAX_DEVICE_ID, TIME_BITS, DeviceDetails
+from dstorage.volumes.report import MAX_PROBLEMS, CheckReport, Severity
 from dstorage.volumes.superblock import Superblock, check_data_block_size
-
-MAX_PROBLEMS = 1000
-
-
-class Severity(Enum):
-    """How bad a problem is."""
-
-    DAMAGE = "damage"
-    """Something cannot be read or contradicts something else; writing on may lose data."""
-    LEAK = "leak"
-    """A block is counted more often than it is used: space lost, nothing else."""
-    HINT = "hint"
-    """A figure that only speeds searching up is stale; harmless."""
-
-
-class Problem(NamedTuple):
-    """One thing found: how bad, the metadata block or data block concerned (-1: none), and what."""
-
-    severity: Severity
-    block: int
-    message: str
-
-
-@dataclass(slots=True)
-class CheckReport:
-    """What the checker found.
-
-    Attributes:
-        problems: The first `MAX_PROBLEMS`, in the order found.
-        more: How many were found beyond those.
-        devices: Number of devices in the details.
-        mappings: Mappings of all devices, shared ones once per device.
-        data_blocks: Data blocks that are mapped.
-        metadata_blocks: Metadata blocks in use.
-        needs_check: The superblock asks for a check.
-        complete: Whether everything could be walked; if not, counts that are too high may come from what could not.
-    """
-
-    path: str
-    problems: list[Problem] = field(default_factory=list)
-    more: int = 0
-    devices: int = 0
-    mappings: int = 0
-    data_blocks: int = 0
-    metadata_blocks: int = 0
-    needs_check: bool = False
-    complete: bool = True
-    _sound: bool = True
-
-    @property
-    def sound(self) -> bool:
-        """Whether nothing but hints was found."""
-        return self._sound
-
-    def add(self, severity: Severity, block: int, message: str) -> None:
-        """Note a problem."""
-        if severity is not Severity.HINT:
-            self._sound = False
-        if len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(Problem(severity, block, message))
-        else:
-            self.more += 1
 
 
 def check(metadata: Path | str, *, advance: Callable[[int], None] | None = None) -> CheckReport:
@@ -111,120 +48,11 @@ def check(metadata: Path | str, *, advance: Callable[[int], None] | None = None)
         return checker.report
 
 
-class _Summary(NamedTuple):
-    """What a walked subtree holds; depth 1 is a leaf, 0 that it is damaged somewhere."""
-
-    entries: int
-    first: int
-    last: int
-    depth: int
-
-
-_DAMAGED = _Summary(0, 0, 0, 0)
-_ON_THE_WAY = 255
-
-_Visit = Callable[[Node], None]
-
-
-class _Trees:
-    """Walks trees, each block once: what is shared is remembered, what is a cycle is found."""
-
-    def __init__(self, reader: MetadataReader, report: CheckReport, advance: Callable[[int], None]) -> None:
-        blocks = reader.nr_blocks
-        self.references = array("Q", [0]) * blocks
-        self._entries = array("Q", [0]) * blocks
-        self._first = array("Q", [0]) * blocks
-        self._last = array("Q", [0]) * blocks
-        self._depth = bytearray(blocks)
-        self._purpose = bytearray(blocks)
-        self._kinds: list[str] = [""]
-        self._reader = reader
-        self._report = report
-        self._advance = advance
-
-    def problem(self, number: int, message: str) -> None:
-        """Something is damaged, so that not all could be walked."""
-        self._report.complete = False
-        self._report.add(Severity.DAMAGE, number, message)
-
-    def claim(self, number: int, kind: str) -> bool:
-        """One more reference to a block; whether this is the first one.
-
-        Raises:
-            DamagedMetadataError: It is outside of the file, or in use for something else.
-        """
-        if not 0 <= number < len(self.references):
-            raise self._reader.damaged(kind, number, f"outside of the file, which has {len(self.references)} blocks")
-        self.references[number] += 1
-        purpose = self._kinds.index(kind) if kind in self._kinds else len(self._kinds)
-        if purpose == len(self._kinds):
-            self._kinds.append(kind)
-        before, self._purpose[number] = self._purpose[number], self._purpose[number] or purpose
-        if before and before != purpose:
-            raise self._reader.damaged(kind, number, f"it is in use as {self._kinds[before]} as well")
-        if not before:
-            self._advance(1)
-        return not before
-
-    def walk(self, root: int, value_size: int, kind: str, visit: _Visit) -> _Summary:
-        """Walk a tree; `visit` gets each leaf that was not seen before, in ascending order of keys."""
-        return self._subtree(root, value_size, kind, visit, 0)
-
-    def _subtree(self, number: int, value_size: int, kind: str, visit: _Visit, level: int) -> _Summary:
-        try:
-            if not self.claim(number, kind):
-                if self._depth[number] == _ON_THE_WAY:
-                    raise self._reader.damaged(kind, number, "the tree contains itself")
-                return _Summary(self._entries[number], self._first[number], self._last[number], self._depth[number])
-            if level > MAX_DEPTH:
-                raise self._reader.damaged(kind, number, f"the tree has more than {MAX_DEPTH} levels")
-            node = self._reader.node(number, value_size, kind, root=level == 0)
-            if level and len(node.keys) < node.max_entries // 3:
-                self._report.add(
-                    Severity.DAMAGE,
-                    number,
-                    f"{kind} in block {number}: {len(node.keys)} of {node.max_entries} entries are less than a third",
-                )
-        except DamagedMetadataError as error:
-            self.problem(error.block, str(error))
-            return _DAMAGED
-        if node.leaf:
-            visit(node)
-            keys = node.keys
-            summary = _Summary(len(keys), keys[0] if keys else 0, keys[-1] if keys else 0, 1)
-        else:
-            self._depth[number] = _ON_THE_WAY
-            summary = self._children(node, value_size, kind, visit, level)
-        self._entries[number], self._first[number], self._last[number], self._depth[number] = summary
-        return summary
-
-    def _children(self, node: Node, value_size: int, kind: str, visit: _Visit, level: int) -> _Summary:
-        entries, last, depth, whole = 0, -1, 0, True
-        first = node.keys[0]
-        for at, (key, child) in enumerate(zip(node.keys, node.values, strict=True)):
-            assert isinstance(child, int)
-            found = self._subtree(child, value_size, kind, visit, level + 1)
-            entries = min(entries + found.entries, 2**64 - 1)
-            if not found.depth:
-                whole = False
-                continue
-            if at == 0:
-                first = found.first
-            if found.first < key or found.first <= last:
-                self.problem(child, f"{kind} in block {child}: its keys begin before its place in the tree")
-                whole = False
-            if depth and found.depth != depth:
-                self.problem(child, f"{kind} in block {child}: not all leaves are at the same depth")
-                whole = False
-            last, depth = max(last, found.last), found.depth
-        return _Summary(entries, first, max(last, 0), depth + 1 if whole and depth < MAX_DEPTH else 0)
-
-
 class _Checker:
     def __init__(self, reader: MetadataReader, advance: Callable[[int], None]) -> None:
         self.report = CheckReport(str(reader.path))
         self._reader = reader
-        self._trees = _Trees(reader, self.report, advance)
+        self._trees = CheckedTrees(reader, self.report, advance)
         self._data_blocks = 0
         self._outside = 0
 

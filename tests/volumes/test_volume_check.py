@@ -11,11 +11,12 @@ import pytest
 from thin_tools import random_xml
 
 from dstorage.errors import DStorageError
-from dstorage.volumes.check import MAX_PROBLEMS, Severity, check
+from dstorage.volumes.check import check
 from dstorage.volumes.dump import dump
 from dstorage.volumes.errors import DamagedMetadataError, NotAPoolError
 from dstorage.volumes.layout import BITMAP_SALT, NODE_SALT, SUPERBLOCK_SALT, seal
 from dstorage.volumes.reader import MetadataReader
+from dstorage.volumes.report import MAX_PROBLEMS, Severity
 from dstorage.volumes.restore import restore
 
 XML = random_xml(3, 5, 300)
