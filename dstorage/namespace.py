@@ -7,6 +7,7 @@ fill, however busy the rest of the store is; what nobody uses, everybody may (se
 from __future__ import annotations
 
 import asyncio
+import numbers
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -115,16 +116,14 @@ class Namespaces:
 
     async def get(self, name: str, share: float | None) -> Namespace:
         """See `Store.namespace`."""
-        if not name or len(name.encode()) > MAX_NAME_BYTES:
-            raise InvalidArgumentError(f"namespace name {name[:40]!r}: give 1 to {MAX_NAME_BYTES} bytes of UTF-8")
+        self._check_name(name)
         async with self._changing:
             known = self.by_name.get(name)
             if known is not None and share in (None, known.share):
                 return known
             if known is None and len(self.by_name) >= MAX_NAMESPACES:
                 raise InvalidArgumentError(f"this store has {MAX_NAMESPACES} namespaces already, the most there can be")
-            wanted = share or 0.0
-            self._check_share(name, wanted, known.share if known is not None else 0.0)
+            wanted = self._checked_share(name, share or 0.0, known.share if known is not None else 0.0)
             number = known.number if known is not None else self._free_number()
             # Durable before the first chunk has its number: a number is never given to another name.
             await self._committer.exclusively(lambda: self._catalog.put_namespace(number, name=name, share=wanted))
@@ -138,12 +137,24 @@ class Namespaces:
             self._shares = self._share_out()
         return self._shares
 
-    def _check_share(self, name: str, share: float, present: float) -> None:
-        free = present + (self._shares.unclaimed if self._shares is not None else 1.0)
-        if not 0 <= share <= free + 1e-9:
+    @staticmethod
+    def _check_name(name: str) -> None:
+        try:
+            size = len(name.encode())
+        except (AttributeError, UnicodeEncodeError):
+            size = 0
+        if not 0 < size <= MAX_NAME_BYTES:
             raise InvalidArgumentError(
-                f"share={share} for namespace {name!r}: give 0 to {free:.3g}, which is what the others leave"
+                f"namespace name {name!r:.50}: give text of 1 to {MAX_NAME_BYTES} bytes of UTF-8"
             )
+
+    def _checked_share(self, name: str, share: float, present: float) -> float:
+        free = present + (self._shares.unclaimed if self._shares is not None else 1.0)
+        if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 <= share <= free + 1e-9:
+            raise InvalidArgumentError(
+                f"share={share!r} for namespace {name!r}: give 0 to {free:.3g}, which is what the others leave"
+            )
+        return float(share)
 
     def _free_number(self) -> int:
         taken = {namespace.number for namespace in self.by_name.values()}

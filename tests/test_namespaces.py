@@ -133,11 +133,22 @@ async def test_shares_never_add_up_to_more_than_the_budget(store):
     a = await store.namespace("a", share=0.1)
     assert a.share == 0.1
     assert (await store.namespace("b", share=0.9)).share == 0.9
-    for wrong in ("", "x" * 256):
-        with pytest.raises(InvalidArgumentError, match="name"):
-            await store.namespace(wrong)
-    with pytest.raises(InvalidArgumentError, match="share"):
-        await store.namespace("a", share=-0.1)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "\u20ac" * 86, "\ud800", b"bytes", 5, None])
+async def test_what_is_no_name_is_refused(store, name):
+    with pytest.raises(InvalidArgumentError, match=r"namespace name .*: give text of 1 to 255 bytes"):
+        await store.namespace(name)
+    assert store.namespaces() == []
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), float("inf"), "0.5", True, 1j])
+async def test_what_is_no_share_is_refused(store, share):
+    a = await store.namespace("a", share=0.5)
+    for name in ("a", "b"):
+        with pytest.raises(InvalidArgumentError, match=f"for namespace '{name}': give 0 to"):
+            await store.namespace(name, share=share)
+    assert (a.share, len(store.namespaces())) == (0.5, 1)
 
 
 async def test_the_255th_namespace_is_the_last(tmp_path):
