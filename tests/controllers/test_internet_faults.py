@@ -300,6 +300,27 @@ async def test_an_object_that_is_not_given_keeps_no_other_away(status):
         assert await bench.get(archived) == {1: payload(1, 5000)}
 
 
+async def test_a_server_that_takes_no_large_objects_says_so_and_is_read():
+    async with ScriptedS3() as server:
+
+        def small_bodies(method, key, query):
+            large = int(server.headers.get("content-length", 0)) > 2**20
+            return (413, b"<html>Request Entity Too Large</html>") if large else None
+
+        server.script = small_bodies
+        async with watched(server) as bench:
+            places = await bench.put({1: payload(1, 5000)})
+            answer = await one(bench, 2, payload(3, 2**21 + 1))
+            assert isinstance(answer, ControllerUnavailable)
+            assert "smaller pack_bytes" in str(answer)
+            assert bench.controller.status is READ_ONLY
+            assert await bench.get(places) == {1: payload(1, 5000)}
+            await bench.commit(places)
+        async with watched(server, state=bench.state, pack_bytes=2**19) as again:
+            large = await again.put({2: payload(3, 2**21 + 1)})
+            assert await again.get(places | large) == {1: payload(1, 5000), 2: payload(3, 2**21 + 1)}
+
+
 async def test_who_may_only_read_reads():
     async with ScriptedS3() as server:
         async with watched(server) as bench:

@@ -43,6 +43,8 @@ _NO_BUCKET_SAID = "there is no such bucket; create it, or correct url and endpoi
 _FULL = re.compile(
     r"status code: 507|InsufficientStorage|QuotaExceeded|Quota[ -]?Exceed|exceeded your.*quota|No space left", re.I
 )
+# Mostly a proxy's limit: nginx takes no more than a mebibyte if it is not told otherwise.
+_TOO_LARGE = re.compile(r"status code: 413|EntityTooLarge|RequestBodyTooLarge", re.I)
 # Where obstore looks for credentials last: the services that clouds' machines ask for their own.
 _NO_CREDENTIALS = re.compile(r"/latest/api/token|computeMetadata|/metadata/identity")
 _NO_BUCKET = re.compile(r"NoSuchBucket|ContainerNotFound|bucket does not exist|The specified bucket", re.I)
@@ -246,7 +248,9 @@ def fault_of(error: BaseException) -> Fault:
     """What the bucket can still do after one of `FAILURES`."""
     if _FULL.search(str(error)):
         return Fault.FULL
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError, NotSupportedError)):
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError, NotSupportedError)) or _TOO_LARGE.search(
+        str(error)
+    ):
         return Fault.WRITES
     return Fault.DOWN
 
@@ -260,6 +264,11 @@ def refusal(name: str, error: BaseException) -> ControllerError:
     """
     if fault_of(error) is Fault.FULL:
         return ControllerFull(f"the bucket of {name!r} has no more room: {said(error)}")
+    if _TOO_LARGE.search(str(error)):
+        return ControllerUnavailable(
+            f"the server of {name!r}, or one before it, takes no objects this large; register it with smaller pack_bytes: "
+            f"{said(error)}"
+        )
     if isinstance(error, TimeoutError):
         return ControllerUnavailable(f"the bucket of {name!r} did not answer in time")
     if _NO_CREDENTIALS.search(str(error).partition("\n")[0]):
