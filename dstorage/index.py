@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from dstorage.catalog import Catalog, Changes
 from dstorage.record import MAX_ID, Record
@@ -20,7 +21,7 @@ from dstorage.record import MAX_ID, Record
 Copies = tuple[Record, ...]
 
 NAMES_AT_FIRST = 1024
-"""Changed names that are put in order before the others: most who list names want only some."""
+"""Names that are put in order before the others: most who list names want only some."""
 
 
 class Index:
@@ -181,34 +182,35 @@ class Index:
     def iter_names(self, prefix: bytes, start: bytes = b"") -> Iterator[tuple[bytes, int]]:
         """Current names that start with `prefix`, from `start` on, in byte order, with their ids.
 
-        Changes meanwhile may show or not; no name comes twice.
+        Changes meanwhile may show or not; no name comes twice, and none is left out because it is committed meanwhile.
         """
-        committed = (
-            (name, id)
-            for name, id in self.catalog.names(prefix, start)
-            if name not in self.names and name not in self.frozen_names
-        )
-        last = None
-        for name, id in heapq.merge(committed, self._changed_names(prefix, start)):
-            if name != last:
-                last = name
-                yield name, id
+        size = NAMES_AT_FIRST
+        while True:
+            # In parts, each looked up at one moment: a commit moves names from one layer to another.
+            part = self._first_names(prefix, start, size)
+            yield from part
+            if len(part) < size:
+                return
+            start = part[-1][0] + b"\0"
+            if self.names or self.frozen_names:
+                # Each part looks through all that are changed.
+                size *= 8
 
-    def _changed_names(self, prefix: bytes, start: bytes) -> Iterator[tuple[bytes, int]]:
-        """Those of the layers over the catalog; to look at a few does not sort all."""
+    def _first_names(self, prefix: bytes, start: bytes, size: int) -> list[tuple[bytes, int]]:
+        names, frozen = self.names, self.frozen_names
 
-        def some(start: bytes) -> Iterator[tuple[bytes, int]]:
-            for name, id in self.names.items():
+        def changed() -> Iterator[tuple[bytes, int]]:
+            for name, id in names.items():
                 if id is not None and name >= start and name.startswith(prefix):
                     yield name, id
-            for name, id in self.frozen_names.items():
-                if id is not None and name >= start and name.startswith(prefix) and name not in self.names:
+            for name, id in frozen.items():
+                if id is not None and name >= start and name.startswith(prefix) and name not in names:
                     yield name, id
 
-        first = heapq.nsmallest(NAMES_AT_FIRST, some(start))
-        yield from first
-        if len(first) == NAMES_AT_FIRST:
-            yield from sorted(some(first[-1][0] + b"\0"))
+        committed = (
+            item for item in self.catalog.names(prefix, start) if item[0] not in names and item[0] not in frozen
+        )
+        return list(islice(heapq.merge(committed, heapq.nsmallest(size, changed())), size))
 
     def ids(self, start: int = 0, stop: int = MAX_ID + 1) -> Iterator[int]:
         """Current ids from `start` up to but without `stop`, ascending; chunks never written yet are not among them."""

@@ -683,6 +683,22 @@ async def test_names_are_committed_with_the_chunks(tmp_path, memory):
             store.set_name(b"x" * 512, id)
 
 
+@pytest.mark.parametrize("commit_at", [0, 1, 1023, 1024, 1025, 5000])
+async def test_names_that_are_committed_while_they_are_listed_are_listed_all_and_once(store, commit_at):
+    names = [b"n%05d" % number for number in range(6000)]
+    for name in names[::2]:
+        store.set_name(name, 1)
+    await store.commit()
+    for name in names[1::2]:
+        store.set_name(name, 2)
+    listed = []
+    for name, _ in store.names(b"n"):
+        listed.append(name)
+        if len(listed) == commit_at + 1:
+            await store.commit()
+    assert listed == names
+
+
 @pytest.mark.parametrize(
     ("name", "id"), [(b"k", 2**64), (b"k", 0), (b"k", -1), (b"k", "7"), ("k", 7), (b"", 7), (b"k" * 512, 7)]
 )
