@@ -1,10 +1,10 @@
 """A producer faster than the disk: what it does to memory, with a share of the budget that may be dirty and without.
 
 A task creates chunks as fast as it is let. The disk is a disk controller whose writes are held to a rate (`TierRule.write_rate`), so that
-the producer is faster on any machine. Sampled from outside are the chunks' memory, what of it is dirty, and the resident memory of the
-process; beside it runs what programs do by hand: a list of buffers that a thread writes to a file at the same rate.
+the producer is faster on any machine. The resident memory of the process is sampled from outside; beside it runs what programs do by
+hand: a queue of buffers that a thread writes to a file at the same rate.
 
-    python benchmarks/producer.py [--size tiny|full] [--json FILE]
+    python benchmarks/producer.py [--size tiny|full] [--repeat N] [--json FILE]
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import argparse
 import asyncio
 import multiprocessing
 import queue
+import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import psutil
 from charts import Chart, keep
@@ -89,57 +89,66 @@ def _run(name: str, folder: str, size: dict[str, int], parent: Connection) -> No
     CONTENDERS[name](Path(folder), size)
 
 
+def watch(name: str, size: dict[str, int]) -> dict[str, float]:
+    """One run in a process of its own: how long it took, and its resident memory before and at most, seen from outside."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="dstorage-bench-") as folder:
+        here, there = context.Pipe()
+        child = context.Process(target=_run, args=(name, folder, size, there))
+        child.start()
+        here.recv()
+        process = psutil.Process(child.pid)
+        first = peak = process.memory_info().rss
+        begin = time.monotonic()
+        here.send("go")
+        while child.is_alive():
+            try:
+                peak = max(peak, process.memory_info().rss)
+            except psutil.Error:
+                break
+            time.sleep(0.01)
+        child.join()
+        if child.exitcode:
+            raise SystemExit(f"{name} failed")
+        seconds = time.monotonic() - begin
+    return {"seconds": seconds, "rate": size["data"] / seconds, "peak_rss": peak, "start_rss": first}
+
+
+def spread(values: list[float], scale: float = 1.0) -> str:
+    """Median (lowest to highest)."""
+    low, middle, high = (value / scale for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle:,.1f} ({low:,.1f} to {high:,.1f})"
+
+
 def main() -> None:
-    """Each contender in a process of its own, watched from outside."""
+    """Each contender in a process of its own, watched from outside; round after round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
+    parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     size = SIZES[options.size]
+    rounds = 2 if options.size == "tiny" else options.repeat
     facts = describe()
     print(facts["line"])
     print(
         f"{size['data'] // MIB} MiB in chunks of {size['chunk'] // 1024} KiB, budget {size['budget'] // MIB} MiB, "
-        f"the disk takes {size['rate'] // MIB} MiB/s\n"
+        f"the disk takes {size['rate'] // MIB} MiB/s; median (lowest to highest) of {rounds} rounds\n"
     )
-    print(f"{'':<30} {'seconds':>8} {'MiB/s':>7} {'peak RSS MiB':>13} {'above start MiB':>16}")
-    context = multiprocessing.get_context("spawn")
-    rows: list[dict[str, Any]] = []
-    for name in CONTENDERS:
-        with tempfile.TemporaryDirectory(prefix="dstorage-bench-") as folder:
-            here, there = context.Pipe()
-            child = context.Process(target=_run, args=(name, folder, size, there))
-            child.start()
-            here.recv()
-            process = psutil.Process(child.pid)
-            first = peak = process.memory_info().rss
-            begin = time.monotonic()
-            here.send("go")
-            while child.is_alive():
-                try:
-                    peak = max(peak, process.memory_info().rss)
-                except psutil.Error:
-                    break
-                time.sleep(0.01)
-            child.join()
-            if child.exitcode:
-                raise SystemExit(f"{name} failed")
-            seconds = time.monotonic() - begin
-        row: dict[str, Any] = {
-            "name": name,
-            "seconds": seconds,
-            "rate": size["data"] / seconds,
-            "peak_rss": peak,
-            "start_rss": first,
-        }
-        rows.append(row)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    for _ in range(rounds):
+        for name, seen in runs.items():
+            seen.append(watch(name, size))
+    print(f"{'':<30} {'seconds':>24} {'MiB/s':>24} {'peak RSS MiB':>24} {'above start MiB':>24}")
+    above = {}
+    for name, seen in runs.items():
+        above[name] = [(run["peak_rss"] - run["start_rss"]) / MIB for run in seen]
         print(
-            f"{name:<30} {seconds:>8.1f} {row['rate'] / MIB:>7.0f} {peak / MIB:>13.0f} {(peak - first) / MIB:>16.0f}",
-            flush=True,
+            f"{name:<30} {spread([run['seconds'] for run in seen]):>24} {spread([run['rate'] for run in seen], MIB):>24} "
+            f"{spread([run['peak_rss'] for run in seen], MIB):>24} {spread(above[name]):>24}"
         )
-    above = {row["name"]: [(row["peak_rss"] - row["start_rss"]) / MIB] for row in rows}
     chart = Chart("Memory taken by a producer faster than the disk (lower is better)", "MiB", {"peak": above})
-    keep(options.json, facts, [chart], size=size, rows=rows)
+    keep(options.json, facts, [chart], size=size, runs=runs)
 
 
 if __name__ == "__main__":

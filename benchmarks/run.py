@@ -10,6 +10,7 @@ they are installed. A benchmark that fails does not stop the others; the exit co
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 import time
@@ -46,6 +47,9 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=FOLDER / "results")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
+    drawing = importlib.util.find_spec("matplotlib") is not None
+    if not drawing:
+        print("matplotlib is not installed: figures are kept, `benchmarks/charts.py` draws them later", flush=True)
     failed = []
     for name in options.only or FULL:
         for arguments in FULL[name] if options.size == "full" else [["--size", "tiny"]]:
@@ -56,7 +60,7 @@ def main() -> int:
             if done.returncode:
                 failed.append(name)
                 continue
-            pictures = draw(kept, options.results)
+            pictures = draw(kept, options.results) if drawing else []
             print(f"\n{time.monotonic() - begin:.0f} s; {', '.join(map(str, [kept, *pictures]))}", flush=True)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -49,6 +49,16 @@ POINTS = 2000
 CHANGES = 20
 FILL_AT_A_TIME = 100_000
 
+COLUMNS = {
+    "open": ("open ms", 1e3),
+    "info": ("info us", 1e6),
+    "page_in": ("page-in us", 1e6),
+    "change": ("change ms", 1e3),
+    "memory": ("memory MiB", 2**-20),
+    "mapped": ("mapped MiB", 2**-20),
+}
+"""Figure -> how it is headed, and the factor to its unit."""
+
 SIZES = {"tiny": [1000, 10_000], "full": [10_000, 100_000, 1_000_000, 10_000_000]}
 
 
@@ -152,6 +162,11 @@ def resident(process: psutil.Process) -> tuple[int, int]:
     return info.rss - shared, shared
 
 
+def spread(values: list[float]) -> str:
+    """Median (lowest to highest)."""
+    return f"{statistics.median(values):,.2f} ({min(values):,.2f} to {max(values):,.2f})"
+
+
 def main() -> None:
     """Measure each size in processes of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -166,10 +181,8 @@ def main() -> None:
     facts = describe()
     print(facts["line"])
     repeat = 2 if options.size == "tiny" else options.repeat
-    print(f"medians of {repeat} processes\n")
-    print(
-        f"{'chunks':>12} {'open ms':>9} {'info us':>9} {'page-in us':>11} {'change ms':>10} {'memory MiB':>11} {'mapped MiB':>11}"
-    )
+    print(f"median (lowest to highest) of {repeat} processes\n")
+    print(f"{'chunks':>12}" + "".join(f"{heading:>26}" for heading, _ in COLUMNS.values()))
     rows: list[dict[str, Any]] = []
     for chunks in SIZES[options.size]:
         with tempfile.TemporaryDirectory(prefix="dstorage-bench-") as folder:
@@ -180,10 +193,8 @@ def main() -> None:
                 for _ in range(repeat)
             ]
         row = {key: statistics.median(one[key] for one in found) for key in found[0]}
-        print(
-            f"{chunks:>12,} {row['open'] * 1e3:>9.1f} {row['info'] * 1e6:>9.2f} {row['page_in'] * 1e6:>11.2f} "
-            f"{row['change'] * 1e3:>10.2f} {row['memory'] / 2**20:>11.1f} {row['mapped'] / 2**20:>11.1f}"
-        )
+        cells = [spread([one[key] * factor for one in found]) for key, (_, factor) in COLUMNS.items()]
+        print(f"{chunks:>12,}" + "".join(f"{cell:>26}" for cell in cells), flush=True)
         rows.append({"chunks": chunks, "median": row, "runs": found})
     charts = [
         Chart(
