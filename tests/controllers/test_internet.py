@@ -514,6 +514,22 @@ async def test_a_copy_of_a_store_does_not_clean_up_the_original(tmp_path):
         await eventually(lambda: len(objects(store)) == 2, "after the mark was deleted, nobody cleans up")
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("size", [5000, 9_000_000], ids=["pack", "pieces"])
+async def test_another_bucket_is_no_reason_to_call_chunks_lost(tmp_path, read_only, size):
+    store = MemoryStore()
+    async with opened(store) as bench:
+        places = await bench.put({1: payload(1, size)})
+        await bench.commit(places)
+    with pytest.raises(ControllerError, match="nothing of this store"):
+        async with opened(MemoryStore(), state=bench.state, read_only=read_only):
+            pass
+    # The mark may be deleted, as the warning about copies says.
+    obstore.delete(store, f"p/dstorage/{STORE.hex}/3/writer")
+    async with opened(store, state=bench.state, read_only=read_only) as again:
+        assert await again.get(places) == {1: payload(1, size)}
+
+
 async def test_a_directory_is_no_bucket(tmp_path):
     controller = InternetController(url=tmp_path.as_uri())
     await controller.open(OpenContext(STORE, 3, tmp_path / "own"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from dstorage.errors import ControllerError
@@ -136,6 +137,10 @@ class Books:
     def __getitem__(self, number: int) -> Entry:
         entry = self._changed.get(number)
         return Entry.unpack(self._state[number]) if entry is None else entry
+
+    def some(self, count: int) -> list[tuple[int, Shape]]:
+        """At most so many of the objects that the last commit refers to."""
+        return [(number, self[number].shape) for number in islice(self._state, count)]
 
     def written(self, number: int, shape: Shape) -> None:
         """An object of new chunks is in the bucket. Its bytes were counted as used before."""

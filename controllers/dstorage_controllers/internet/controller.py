@@ -45,6 +45,8 @@ from dstorage_controllers.internet.settings import check_settings, parse_url
 from dstorage_controllers.internet.writer import Writer
 
 PACK_BYTES = 8 * 2**20
+KNOWN = 4
+"""Where the mark is not there, so many objects of the last commit are looked for."""
 PROBE_S = 5.0
 """A probe that takes longer has failed: one that the network swallowed is not to hide that the bucket is back."""
 
@@ -258,11 +260,13 @@ class InternetController(Controller):
         """Ask the bucket whether it takes what will be asked of it; the first time it does, begin the session."""
         opened = self._opened()
         parts, mark = opened.parts, opened.mark
+        if parts.context.read_only or not self._begun:
+            known = [
+                key for number, shape in parts.books.some(KNOWN) for key in parts.layout.keys(number, shape.pieces)
+            ]
+            await mark.read(parts.books.token, known)
         if parts.context.read_only:
-            await mark.read(parts.books.token)
             return
-        if not self._begun:
-            await mark.read(parts.books.token)
         await mark.write()
         if self._begun:
             return

@@ -12,13 +12,15 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 from dstorage_controllers.internet.books import TOKEN_BYTES
-from dstorage_controllers.internet.bucket import Bucket, Cut, Gone
+from dstorage_controllers.internet.bucket import Bucket, Cut, Gone, NoBucket
 
 _MARK = struct.Struct(f"<B?{TOKEN_BYTES}s")
 _VERSION = 1
+_NOTHING_SAID = "there is nothing of this store; correct url and endpoint, or, if all of it is gone for good, declare the controller removed"
 _OWN = struct.Struct(f"<Q{TOKEN_BYTES}s")
 
 
@@ -45,18 +47,23 @@ class Mark:
         self.found = False
         """Whether there was one: then the bucket can be read."""
 
-    async def read(self, last: bytes) -> None:
+    async def read(self, last: bytes, known: Sequence[str]) -> None:
         """Find out whose the folder is.
 
         Args:
             last: Token of the session that made the last commit.
+            known: Names of some objects that it refers to.
 
         Raises:
+            NoBucket: There is neither a mark nor any of the known objects: it is not the store's.
             FAILURES: It cannot be found out now.
         """
         try:
             found = bytes(await self._bucket.get(self.key, 0, 2 * _MARK.size, patience=self._patience))
         except Gone:
+            if known and not await self._any(known):
+                # Another bucket or prefix than before, or a server that was set up anew: that is no reason to call chunks lost.
+                raise NoBucket(_NOTHING_SAID) from None
             return
         except Cut:
             # Nobody leaves an empty one.
@@ -70,6 +77,17 @@ class Mark:
         if token != self._token:
             own = token == last or token == await asyncio.to_thread(self._session_before)
             self.shared = shared or version != _VERSION or not own
+
+    async def _any(self, keys: Sequence[str]) -> bool:
+        for key in keys:
+            try:
+                await self._bucket.get(key, 0, 1, patience=self._patience)
+            except Gone:
+                continue
+            except Cut:
+                pass
+            return True
+        return False
 
     async def write(self) -> None:
         """Say that this session writes here.
