@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from dstorage.commit import Committer
 from dstorage.controller import ControllerStatus
-from dstorage.errors import InvalidArgumentError, StoreFull
+from dstorage.errors import InvalidArgumentError, Lost, StoreFull
 from dstorage.index import Index
 from dstorage.mover import Mover
 from dstorage.paging.writeback import WriteBack
@@ -54,12 +54,17 @@ class Drainer:
         pinned = self._writeback.pinned
         for id in [id for id, index in pinned.items() if index == entry.index]:
             del pinned[id]
-        moved = await self._round(entry, advance)
+        lost: dict[int, Lost] = {}
+        moved = await self._round(entry, advance, lost)
         # What was on its way there when the draining began is there after the commit.
         await self._committer.commit()
-        while found := await self._round(entry, _nobody):
+        while found := await self._round(entry, _nobody, lost):
             moved += found
             await self._committer.commit()
+        if lost:
+            id, first = next(iter(lost.items()))
+            why = f"{len(lost)} chunks stay behind, damaged and without a copy, which `check` lists and drops; the first: {first.reason}"
+            raise Lost(why, id=id, controller=entry.name) from first
         return moved
 
     async def call_off(self, entry: Entry) -> None:
@@ -72,18 +77,29 @@ class Drainer:
     def _takes(entry: Entry) -> bool:
         return entry.controller is not None and not (entry.controller.volatile or entry.draining or entry.removed)
 
-    async def _round(self, entry: Entry, advance: Callable[[int], None]) -> int:
-        """Look at all chunks once; returns how many of them, or their copies, were on `entry`."""
+    async def _round(self, entry: Entry, advance: Callable[[int], None], lost: dict[int, Lost]) -> int:
+        """Look at all chunks once; returns how many of them, or their copies, were on `entry` and could be taken from it.
+
+        Those that are damaged are put into `lost`, and left alone if they are in it.
+        """
         found = looked = 0
         batch: list[int] = []
         committed = time.monotonic()
 
         async def carry() -> None:
-            nonlocal looked, committed
-            if batch:
+            nonlocal looked, committed, found
+            while batch:
                 nobody = f"nothing can take the chunks of controller {entry.name!r}: add a controller with room, or cancel the drain"
-                await self._mover.move_to_fastest(batch, StoreFull(nobody))
-                batch.clear()
+                try:
+                    await self._mover.move_to_fastest(batch, StoreFull(nobody))
+                    batch.clear()
+                except Lost as error:
+                    if error.id not in batch:
+                        raise
+                    # The others are to be saved all the same.
+                    lost[error.id] = error
+                    found -= 1
+                    batch.remove(error.id)
             advance(looked)
             looked = 0
             if time.monotonic() - committed > COMMIT_S:
@@ -93,7 +109,7 @@ class Drainer:
 
         for id in self._index.ids():
             looked += 1
-            record, *copies = self._index.places(id) or (None,)
+            record, *copies = (None,) if id in lost else self._index.places(id) or (None,)
             if record is not None and record.controller == entry.index:
                 batch.append(id)
                 found += 1

@@ -113,6 +113,8 @@ def explain(error: Exception, id: int, controller: str) -> Exception:
     if isinstance(error, CorruptData):
         return Lost(str(error), id=id, controller=controller)
     if isinstance(error, Lost):
+        error.id = error.id or id
+        error.controller = error.controller or controller
         return error
     explained = TemporarilyUnavailable(
         f"chunk {id} on controller {controller!r}: {error}", id=id, controller=controller

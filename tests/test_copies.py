@@ -357,6 +357,24 @@ async def test_draining_what_holds_the_only_copies_that_can_be_read_moves_them(t
         assert {store.info(id).controller for id in ids} == {"mid"}
 
 
+async def test_draining_saves_what_can_be_read_and_then_names_what_cannot(tmp_path):
+    async with of_three(tmp_path) as (store, near, _, _):
+        ids = [await stored(store, bytes([number]) * 100) for number in range(200)]
+        bad = {ids[3], ids[4], ids[150]}
+        whole = near._get
+        near._get = lambda request: (
+            (dstorage.CorruptData("rust") if request.id % 2 else Lost("gone")) if request.id in bad else whole(request)
+        )
+        with pytest.raises(Lost, match="3 chunks stay behind") as caught:
+            await store.drain("near")
+        assert caught.value.id in bad
+        assert {id for id in ids if store.info(id).controller == "near"} == bad
+        assert len(near.medium.cells) == 3, "the others are committed"
+        await check(store, repair=True)
+        assert await store.drain("near") == 0
+        assert set(store.ids()) == set(ids) - bad
+
+
 async def test_draining_goes_on_while_chunks_are_deleted(tmp_path):
     async with of_three(tmp_path) as (store, near, _, _):
         ids = [await stored(store, bytes(100)) for _ in range(200)]
