@@ -107,12 +107,12 @@ class Tiering:
         share = max(1, int(self.rules.rate * self.rules.interval))
         self._credit = min(share, self._credit + share)
         moved = 0
-        try:
-            moved += await self._up()
-            moved += await self._down()
-        except DStorageError:
-            # A controller is full or away: the next look plans anew. Whoever needs the chunk hears of it.
-            pass
+        for way in (self._up, self._down):
+            try:
+                moved += await way()
+            except DStorageError:
+                # A controller is full or away: the next look plans anew. Whoever needs the chunk hears of it.
+                continue
         self._seen = self._work()
         return moved
 

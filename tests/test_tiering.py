@@ -76,6 +76,16 @@ async def test_a_full_controller_gives_its_coldest_down_to_the_low_mark(tmp_path
                 assert data == bytes([number]) * 1000
 
 
+async def test_what_cannot_move_up_keeps_nothing_from_moving_down(tmp_path):
+    fast, middle = MemoryController("fast", rank=90), MemoryController("middle", rank=50, capacity=10_500)
+    async with opening(tmp_path, fast, middle, MemoryController("slow", rank=10)) as store:
+        cold, hot = await fill(store, 10, "middle"), await fill(store, 1, "slow")
+        await page_in(store, hot, 5)
+        fast.write_error = dstorage.ControllerFull("in pieces too small")
+        await store.tiering.step()
+        assert "slow" in kept_on(store, cold)
+
+
 async def test_each_controller_is_looked_through_to_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(tiering, "SAMPLE", 10)
     fast, middle = (
