@@ -552,6 +552,24 @@ async def test_a_store_that_moved_is_no_copy(tmp_path):
         (tmp_path / name).rename(tmp_path / "here")
 
 
+async def test_a_session_that_never_reached_the_bucket_makes_no_copy_of_the_next():
+    store = MemoryStore()
+    async with opened(store):
+        pass
+
+    class Deaf(Bucket):
+        async def put(self, *args, **options):
+            raise TimeoutError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dstorage_controllers.internet.controller.Bucket", Deaf)
+        with pytest.warns(RuntimeWarning, match="starts without its bucket"):
+            async with opened(store):
+                pass
+    async with opened(store) as bench:
+        assert await bench.controller.advice() == []
+
+
 async def test_a_copy_is_one_before_its_first_commit(tmp_path):
     """A copy of the directory, while the original writes: nothing that the original has not committed yet is deleted."""
     store = MemoryStore()

@@ -35,9 +35,15 @@ def moto(tmp_path_factory):
     server.kill()
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """One store for all tests, as there is one moto."""
+    return tmp_path_factory.mktemp("place")
+
+
 @pytest.fixture(autouse=True)
-def _surroundings(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def _surroundings(place, monkeypatch):
+    monkeypatch.chdir(place)
     for name, value in ScriptedS3.environment.items():
         monkeypatch.setenv(name, value)
 
@@ -67,7 +73,7 @@ async def watched(server, *, port=None, state=None, **options):
     settings = dict(server.settings)
     if port is not None:
         settings["endpoint"] = f"http://127.0.0.1:{port}"
-    bench = Watched(InternetController(**{"timeout": 1.0, **settings, **options}), Path("unused"), state)
+    bench = Watched(InternetController(**{"timeout": 1.0, **settings, **options}), Path(f"{server.port}"), state)
     await bench.open()
     try:
         yield bench

@@ -21,7 +21,9 @@ from dstorage_controllers.internet.bucket import Bucket, Cut, Gone, NoBucket
 _MARK = struct.Struct(f"<B?{TOKEN_BYTES}s")
 _VERSION = 1
 _NOTHING_SAID = "there is nothing of this store; correct url and endpoint, or, if all of it is gone for good, declare the controller removed"
-_OWN = struct.Struct(f"<Q{TOKEN_BYTES}s")
+_NUMBER = struct.Struct("<Q")
+SESSIONS = 16
+"""Remembered: more than one, because it is not known of each whether its mark came to be."""
 
 
 class Mark:
@@ -39,7 +41,7 @@ class Mark:
         self.key = f"{folder}/writer"
         self._bucket = bucket
         self._token = token
-        self._own = directory / "session"
+        self._own = directory / "sessions"
         self._patience = patience
         self._noted = False
         self.shared = False
@@ -75,7 +77,7 @@ class Mark:
             self.shared = True
             return
         if token != self._token:
-            own = token == last or token == await asyncio.to_thread(self._session_before)
+            own = token == last or token in await asyncio.to_thread(self._sessions)
             self.shared = shared or version != _VERSION or not own
 
     async def _any(self, keys: Sequence[str]) -> bool:
@@ -101,21 +103,25 @@ class Mark:
         data = _MARK.pack(_VERSION, self.shared, self._token)
         await self._bucket.put(self.key, [data], create=False, patience=self._patience)
 
-    def _session_before(self) -> bytes:
-        """Token of the last session that wrote from this directory; nothing in a copy of it."""
+    def _sessions(self) -> list[bytes]:
+        """Tokens of the last sessions that wrote from this directory, or meant to; none in a copy of it."""
         try:
             with self._own.open("rb") as file:
-                number, token = _OWN.unpack(file.read(_OWN.size))
+                raw = file.read(_NUMBER.size + SESSIONS * TOKEN_BYTES)
+            (number,) = _NUMBER.unpack_from(raw)
         except (OSError, struct.error):
-            return b""
-        return token if number == self._own.parent.stat().st_ino else b""
+            return []
+        if number != self._own.parent.stat().st_ino:
+            return []
+        return [raw[at : at + TOKEN_BYTES] for at in range(_NUMBER.size, len(raw), TOKEN_BYTES)]
 
     def _note(self) -> None:
         directory = self._own.parent
         directory.mkdir(parents=True, exist_ok=True)
+        tokens = [self._token, *self._sessions()][:SESSIONS]
         new = self._own.with_suffix(".new")
         with new.open("wb") as file:
-            file.write(_OWN.pack(directory.stat().st_ino, self._token))
+            file.write(_NUMBER.pack(directory.stat().st_ino) + b"".join(tokens))
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._own)
