@@ -196,7 +196,9 @@ class PoolCore:
         Raises:
             PoolFullError: Not even the reserve has the metadata blocks that this needs.
         """
-        if not self._change(lambda: self.metadata.has_room(1, in_reserve=True)):
+        # Beside what allocations under way were promised.
+        changes = self._allocations + 1
+        if not self._change(lambda: self.metadata.has_room(changes, in_reserve=True)):
             raise self._out_of_metadata()
         self._change(lambda: self.metadata.unmap(id, first, last))
         self._watch_space()

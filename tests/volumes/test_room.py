@@ -31,7 +31,7 @@ actions = st.one_of(
 class Pool:
     """Changes metadata as a pool does: each change asks first, and where there is no room, commits and asks once more."""
 
-    def __init__(self, path, metadata_blocks, data_blocks, seed):
+    def __init__(self, path, metadata_blocks, data_blocks, seed, at_once):
         self.random = random.Random(seed)
         self.metadata = ThinMetadata.create(
             path, metadata_bytes=metadata_blocks * 4096, block_bytes=BLOCK, nr_data_blocks=data_blocks
@@ -39,13 +39,27 @@ class Pool:
         self.ids = []
         self.new = iter(self.random.sample(range(DEVICES), 25_000))
 
+        self.allocated = []
+        """Blocks of writes under way: each was promised room beside those before it, and is mapped when there are `at_once`."""
+        self.at_once = at_once
+
     def room(self, *, in_reserve=False):
-        if not self.metadata.has_room(1, in_reserve=in_reserve):
+        if not self.metadata.has_room(len(self.allocated) + 1, in_reserve=in_reserve):
+            self.finish()
             self.metadata.commit()
             return self.metadata.has_room(1, in_reserve=in_reserve)
         return True
 
+    def finish(self):
+        for id, places in self.allocated:
+            first = self.random.randrange(2**20)
+            self.metadata.map(id, dict(enumerate(places, first)))
+        self.allocated.clear()
+
     def act(self, what, times, blocks):
+        if what in ("commit", "hold", "let go"):
+            # As a pool does it: when nothing is half done.
+            self.finish()
         for _ in range(times):
             if what in ("commit", "let go"):
                 if what == "let go" and self.metadata.held_root:
@@ -79,10 +93,12 @@ class Pool:
                 places = self.metadata.allocate(blocks)
             except PoolFullError as error:
                 assert error.kind == "data"  # noqa: PT017  # the other kind is what must not be
+                self.finish()
                 self.metadata.commit()
                 return
-            first = self.random.randrange(2**20)
-            self.metadata.map(id, dict(zip(range(first, first + blocks), places, strict=True)))
+            self.allocated.append((id, places))
+            if len(self.allocated) == self.at_once:
+                self.finish()
 
 
 @given(
@@ -90,6 +106,7 @@ class Pool:
     data_blocks=st.sampled_from([5000, 100_000, 600_000]),
     history=st.lists(actions, min_size=3, max_size=12),
     seed=st.integers(0, 2**32),
+    at_once=st.sampled_from([1, 8]),
 )
 # Many devices that share all they have, then a change to each, wherever in the tree of devices it is.
 @example(
@@ -97,14 +114,16 @@ class Pool:
     data_blocks=20_000,
     history=[("create", 1, 0), ("map", 1, 256), *[("snapshot", 2000, 0), ("commit", 1, 0)] * 6, ("scatter", 200, 1)],
     seed=0,
+    at_once=1,
 )
 @settings(max_examples=20, deadline=None, print_blob=True)
-def test_a_change_that_was_promised_room_never_runs_out(metadata_blocks, data_blocks, history, seed):
+def test_a_change_that_was_promised_room_never_runs_out(metadata_blocks, data_blocks, history, seed, at_once):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "metadata"
-        pool = Pool(path, metadata_blocks, data_blocks, seed)
+        pool = Pool(path, metadata_blocks, data_blocks, seed, at_once)
         with pool.metadata:
             for action in history:
                 pool.act(*action)
+            pool.finish()
             pool.metadata.commit()
         assert check(path).sound
