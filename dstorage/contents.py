@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import numbers
 import operator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from dstorage.controller import Buffer
@@ -229,6 +230,13 @@ class Contents:
             self._resolver.settle(handle)
             self._memory.settled(handle)
         self._writeback.dirtied()
+
+    def leave_first(self, ids: Iterable[int]) -> None:
+        """These chunks will not be used for long (see `Memory.leave_first`); nothing happens to those that somebody uses."""
+        for id in ids:
+            handle = self._table.handles.get(id)
+            if handle is not None:
+                self._memory.leave_first(handle)
 
     def _copy(self, data: Buffer | int, size: int) -> bytes:
         """A private copy, for which `size` bytes are reserved."""

@@ -320,12 +320,21 @@ class Handle(Page):
 
 
 class Edit:
-    """The block of `Handle.edit`; use it once."""
+    """The block of `Handle.edit`; use it once.
 
-    __slots__ = ("_buffer", "_discard", "_handle", "_view", "_wait")
+    Args:
+        handle: Of the chunk.
+        wait: Seconds to wait for room.
+        discard: The present contents are not wanted.
+        along: It goes with contents that have room already: the dirty limit does not hold it up, behind which those who hold room
+            would wait for each other.
+    """
 
-    def __init__(self, handle: Handle, wait: float | None, discard: bool) -> None:
+    __slots__ = ("_along", "_buffer", "_discard", "_handle", "_view", "_wait")
+
+    def __init__(self, handle: Handle, wait: float | None, discard: bool, along: bool = False) -> None:
         check_wait(wait)
+        self._along = along
         self._handle = handle
         self._wait = wait
         self._discard = discard
@@ -369,7 +378,9 @@ class Edit:
             await handle.get(wait=self._wait)
             while True:
                 size = handle.size
-                await handle.store.room.reserve(size, handle.id, self._wait)
+                room = handle.store.room
+                if not (self._along and room.try_reserve_along(size)):
+                    await room.reserve(size, handle.id, self._wait)
                 if handle.buffer is None or handle.size == size:
                     return self._begin(size)
                 # While this waited, other contents of another size came.

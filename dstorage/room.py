@@ -79,6 +79,10 @@ class Room:
         """Reserve room for dirty contents now, if there is any; costs no search for who holds it."""
         return self._memory.reserve(size, dirty=True)
 
+    def try_reserve_along(self, size: int) -> bool:
+        """Reserve room for dirty contents that go with others, past their limit if need be."""
+        return self._memory.reserve_along(size)
+
     def reserve_nowait(self, size: int, id: int) -> None:
         """Reserve room for dirty contents now.
 

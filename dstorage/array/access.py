@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from dstorage.handle import Status
 from dstorage.store import Store
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class Access(Protocol):
     async def breathe(self) -> None:
         """Between two tiles: let others on the same loop have their turn."""
 
-    def prefetch(self, ids: Iterable[int]) -> None:
-        """See `dstorage.Store.prefetch`."""
+    def prefetch(self, ids: Iterable[int], done: Iterable[int] = ()) -> None:
+        """See `dstorage.Store.prefetch`; the contents of the chunks `done` may leave memory first."""
 
 
 class OnLoop:
@@ -73,8 +74,9 @@ class OnLoop:
         """See `Access.breathe`."""
         await asyncio.sleep(0)
 
-    def prefetch(self, ids: Iterable[int]) -> None:
+    def prefetch(self, ids: Iterable[int], done: Iterable[int] = ()) -> None:
         """See `Access.prefetch`."""
+        self.store.contents.leave_first(done)
         self.store.prefetch(ids)
 
 
@@ -106,13 +108,18 @@ class FromThread:
     async def breathe(self) -> None:
         """See `Access.breathe`: nobody else is on this thread."""
 
-    def prefetch(self, ids: Iterable[int]) -> None:
+    def prefetch(self, ids: Iterable[int], done: Iterable[int] = ()) -> None:
         """See `Access.prefetch`."""
         known = self.store.table.handles
         # A trip to the loop only for what is not on its way already.
-        absent = [id for id in ids if id not in known]
-        if absent:
-            self._blocking.prefetch(absent)
+        absent = [id for id in ids if (handle := known.get(id)) is None or handle.status is Status.NOT_RESOLVED]
+        done = list(done)
+        if absent or done:
+            self._blocking.loop.post(lambda: self._hint(absent, done))
+
+    def _hint(self, wanted: list[int], done: list[int]) -> None:
+        self.store.contents.leave_first(done)
+        self.store.prefetch(wanted)
 
 
 def complete(work: Coroutine[Any, Any, T]) -> T:

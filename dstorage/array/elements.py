@@ -101,9 +101,11 @@ class Elements:
         """Bytes to ask for ahead."""
         return min(AHEAD_BYTES, int(self._access.store.options.budget * AHEAD_SHARE))
 
-    def _ahead(self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], item_bytes: int) -> Ahead[T]:
+    def _ahead(
+        self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], item_bytes: int, *, once: bool = False
+    ) -> Ahead[T]:
         depth = max(1, min(MAX_AHEAD, self._window // max(1, item_bytes)))
-        return Ahead(items, numbers, depth, self._access, self._tiles)
+        return Ahead(items, numbers, depth, self._access, self._tiles, once=once)
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -154,7 +156,7 @@ class Elements:
                 return
 
     @asynccontextmanager
-    async def edit(self, key: Key = ..., *, discard: bool = False) -> AsyncIterator[Array]:
+    async def edit(self, key: Key = ..., *, discard: bool = False, once: bool = False) -> AsyncIterator[Array]:
         """Change a part of the array in place::
 
             async with field.edit(np.s_[10:20]) as part:
@@ -166,6 +168,8 @@ class Elements:
         Args:
             key: As for `read`.
             discard: The present contents are not wanted: `part` starts as zeros.
+            once: It will not be used again for long: of one whole tile, the new contents are written at once, and leave memory
+                before all else.
 
         One whole tile (or a band that is one) is published without being copied.
         """
@@ -191,7 +195,7 @@ class Elements:
         except BaseException:
             self._tiles.drop(draft)
             raise
-        if not await self._tiles.publish(draft):
+        if not await self._tiles.publish(draft, once=once):
             await self.write(key, part)
 
     def _begun(self, draft: Draft, shape: Sequence[int], *, keep: bool) -> Array:
@@ -205,18 +209,21 @@ class Elements:
 
     # -- part by part -------------------------------------------------------------------------------------------------
 
-    def tiles(self, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP) -> AsyncIterator[Block]:
+    def tiles(self, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP, once: bool = False) -> AsyncIterator[Block]:
         """All tiles, in C order, the next ones brought into memory while the program works on one (``async for``).
 
         Args:
             halo: How many elements of the neighbours to add on each side, for all axes or per axis.
             boundary: What is beyond the array, for all axes or (a tuple) per axis: "clip": nothing, the halo ends there;
                 "periodic": the other end; "fill": the fill value; a number: that.
+            once: Whatever is given is not used again for long, and leaves memory before all else when the next one is asked
+                for, the last one first. Of what is gone through again and again and does not fit in the budget, a part then
+                stays in memory; without, all of it leaves just before it is wanted.
         """
-        return self.blocks(self.tile, halo=halo, boundary=boundary)
+        return self.blocks(self.tile, halo=halo, boundary=boundary, once=once)
 
     def bands(
-        self, rows: int | None = None, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP
+        self, rows: int | None = None, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP, once: bool = False
     ) -> AsyncIterator[Block]:
         """The array in bands across all axes but the first, else as `tiles`.
 
@@ -224,6 +231,7 @@ class Elements:
             rows: Length along the first axis; by default that of a tile.
             halo: As for `tiles`, but a single number is for the first axis only.
             boundary: As for `tiles`.
+            once: As for `tiles`.
 
         Raises:
             InvalidArgumentError: The array has no axes, or `rows` is less than 1.
@@ -232,10 +240,10 @@ class Elements:
             raise InvalidArgumentError("an array without axes has no bands: use read()")
         shape = (self.tile[0] if rows is None else rows, *(max(1, length) for length in self.shape[1:]))
         around = (operator.index(halo), *[0] * (len(self.shape) - 1)) if not isinstance(halo, Sequence) else halo
-        return self.blocks(shape, halo=around, boundary=boundary)
+        return self.blocks(shape, halo=around, boundary=boundary, once=once)
 
     def blocks(
-        self, shape: Sequence[int], *, halo: int | Sequence[int] = 0, boundary: Any = CLIP
+        self, shape: Sequence[int], *, halo: int | Sequence[int] = 0, boundary: Any = CLIP, once: bool = False
     ) -> AsyncIterator[Block]:
         """The array in blocks of any shape, else as `tiles`.
 
@@ -243,16 +251,17 @@ class Elements:
             shape: Elements per axis of a block; those at the upper ends may be smaller.
             halo: As for `tiles`.
             boundary: As for `tiles`.
+            once: As for `tiles`.
         """
-        return self._blocks(Frames(self._layout, shape, halo, boundary))
+        return self._blocks(Frames(self._layout, shape, halo, boundary), once)
 
-    async def _blocks(self, frames: Frames) -> AsyncIterator[Block]:
+    async def _blocks(self, frames: Frames, once: bool) -> AsyncIterator[Block]:
         def numbers(frame: Frame) -> Iterable[int]:
             for patch in frame.patches:
                 for piece in Selection(patch.source, self._layout).pieces():
                     yield self._layout.number(piece.place)
 
-        async for frame in self._ahead(frames, numbers, frames.bytes):
+        async for frame in self._ahead(frames, numbers, frames.bytes, once=once):
             selections = [Selection(patch.source, self._layout) for patch in frame.patches]
             if frame.covered and len(selections) == 1 and selections[0].single() is not None:
                 data = await self.view(frame.patches[0].source)
@@ -275,33 +284,49 @@ class Ahead(Generic[T]):
         depth: How many items ahead.
         access: Way to the store.
         tiles: The tiles.
+        once: Tiles that an item needed, and none of those ahead, may leave memory first.
     """
 
     def __init__(
-        self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], depth: int, access: Access, tiles: Tiles
+        self,
+        items: Iterable[T],
+        numbers: Callable[[T], Iterable[int]],
+        depth: int,
+        access: Access,
+        tiles: Tiles,
+        *,
+        once: bool,
     ) -> None:
         self._items = iter(items)
         self._numbers = numbers
         self._depth = depth
         self._access = access
         self._tiles = tiles
-        self._coming: deque[T] = deque()
-        self._begun = False
+        self._once = once
+        self._coming: deque[tuple[T, tuple[int, ...]]] = deque()
+        self._given: tuple[int, ...] | None = None
+        self._done: list[int] = []
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:
         coming = self._coming
+        if self._once and self._given:
+            needed = {number for _, numbers in coming for number in numbers}
+            self._done += [number for number in self._given if number not in needed]
         # Not one by one: each time costs a trip to the loop.
         if len(coming) <= self._depth * 3 // 4:
-            fresh = list(islice(self._items, self._depth + 1 - len(coming)))
-            coming += fresh
-            if len(coming) > 1:
-                await self._tiles.prefetch(number for item in fresh for number in self._numbers(item))
+            coming += [
+                (item, tuple(self._numbers(item))) for item in islice(self._items, self._depth + 1 - len(coming))
+            ]
+            if len(coming) > 1 or self._done:
+                # All of them: for some there may have been no room when they were named first.
+                await self._tiles.prefetch((number for _, numbers in coming for number in numbers), self._done)
+                self._done.clear()
         if not coming:
             raise StopAsyncIteration
-        if self._begun:
+        if self._given is not None:
             await self._access.breathe()
-        self._begun = True
-        return coming.popleft()
+        item, self._given = coming.popleft()
+        return item

@@ -175,7 +175,7 @@ class PagedArray:
         complete(self._array.write(key, value._array if isinstance(value, PagedArray) else value))
 
     @contextmanager
-    def edit(self, key: Key = ..., *, discard: bool = False) -> Iterator[Array]:
+    def edit(self, key: Key = ..., *, discard: bool = False, once: bool = False) -> Iterator[Array]:
         """Change a part of the array in place::
 
             with field.edit(np.s_[10:20]) as part:
@@ -187,10 +187,12 @@ class PagedArray:
         Args:
             key: As for `read`.
             discard: The present contents are not wanted: `part` starts as zeros.
+            once: It will not be used again for long: of one whole tile, the new contents are written at once, and leave memory
+                before all else.
 
         One whole tile (or a band that is one) is published without being copied.
         """
-        editing = self._array.edit(key, discard=discard)
+        editing = self._array.edit(key, discard=discard, once=once)
         part = complete(editing.__aenter__())
         try:
             yield part
@@ -229,38 +231,47 @@ class PagedArray:
 
     # -- part by part -------------------------------------------------------------------------------------------------
 
-    def tiles(self, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP) -> Iterator[Block]:
+    def tiles(self, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP, once: bool = False) -> Iterator[Block]:
         """All tiles, in C order, the next ones brought into memory while the program works on one.
 
         Args:
             halo: How many elements of the neighbours to add on each side, for all axes or per axis.
             boundary: What is beyond the array, for all axes or (a tuple) per axis: "clip": nothing, the halo ends there;
                 "periodic": the other end; "fill": the fill value; a number: that.
+            once: Whatever is given is not used again for long, and leaves memory before all else when the next one is asked
+                for, the last one first. Of what is gone through again and again and does not fit in the budget, a part then
+                stays in memory; without, all of it leaves just before it is wanted.
         """
-        return _each(self._array.tiles(halo=halo, boundary=boundary))
+        return _each(self._array.tiles(halo=halo, boundary=boundary, once=once))
 
-    def bands(self, rows: int | None = None, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP) -> Iterator[Block]:
+    def bands(
+        self, rows: int | None = None, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP, once: bool = False
+    ) -> Iterator[Block]:
         """The array in bands across all axes but the first, else as `tiles`.
 
         Args:
             rows: Length along the first axis; by default that of a tile.
             halo: As for `tiles`, but a single number is for the first axis only.
             boundary: As for `tiles`.
+            once: As for `tiles`.
 
         Raises:
             InvalidArgumentError: The array has no axes, or `rows` is less than 1.
         """
-        return _each(self._array.bands(rows, halo=halo, boundary=boundary))
+        return _each(self._array.bands(rows, halo=halo, boundary=boundary, once=once))
 
-    def blocks(self, shape: Sequence[int], *, halo: int | Sequence[int] = 0, boundary: Any = CLIP) -> Iterator[Block]:
+    def blocks(
+        self, shape: Sequence[int], *, halo: int | Sequence[int] = 0, boundary: Any = CLIP, once: bool = False
+    ) -> Iterator[Block]:
         """The array in blocks of any shape, else as `tiles`.
 
         Args:
             shape: Elements per axis of a block; those at the upper ends may be smaller.
             halo: As for `tiles`.
             boundary: As for `tiles`.
+            once: As for `tiles`.
         """
-        return _each(self._array.blocks(shape, halo=halo, boundary=boundary))
+        return _each(self._array.blocks(shape, halo=halo, boundary=boundary, once=once))
 
     # -- reductions ---------------------------------------------------------------------------------------------------
 

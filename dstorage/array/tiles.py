@@ -21,7 +21,7 @@ from dstorage.array.access import Access
 from dstorage.array.layout import MAX_JSON_BYTES, Layout
 from dstorage.buffers import fresh_buffer
 from dstorage.errors import ClosedError, CorruptData, Deleted, Lost
-from dstorage.handle import Handle
+from dstorage.handle import Edit, Handle
 
 MAGIC = b"dsarray\1"
 BITS = 10
@@ -113,9 +113,10 @@ class Tiles:
     async def _exists(self) -> bool:
         return self._access.store.info(self.root) is not None
 
-    async def prefetch(self, numbers: Iterable[int]) -> None:
-        """A hint that these tiles will be wanted."""
-        self._access.prefetch([id for number in numbers if (id := await self.find(number))])
+    async def prefetch(self, numbers: Iterable[int], done: Iterable[int] = ()) -> None:
+        """A hint that these tiles will be wanted, and others not for long."""
+        ids = [id for number in dict.fromkeys(numbers) if (id := await self.find(number))]
+        self._access.prefetch(ids, [id for number in done if (id := await self.find(number))])
 
     def _check(self, number: int, id: int, size: int) -> None:
         expected = tile_bytes(self.layout, number)
@@ -156,11 +157,11 @@ class Tiles:
         size = tile_bytes(self.layout, number)
         store = self._access.store
 
-        async def begin() -> tuple[Handle | None, bytes | bytearray | None]:
+        async def begin() -> Draft:
             store.check_writable()
             if not id:
                 await store.room.reserve(size, 0, self._wait)
-                return None, None
+                return Draft(number, self._take(size), None, None)
             with store.table.get(id) as handle:
                 self._check_present(number, id)
                 source = None
@@ -168,19 +169,19 @@ class Tiles:
                     await handle.get(wait=self._wait)
                     source = handle.buffer
                 await store.room.reserve(size, id, self._wait)
-                return handle.acquire(), source
+                return Draft(number, self._take(size), handle.acquire(), source)
 
-        def undo(begun: tuple[Handle | None, bytes | bytearray | None]) -> None:
-            self._drop(size, begun[0])
+        return await self._access.run(begin, lambda draft: self._drop(size, draft.handle))
 
-        handle, source = await self._access.run(begin, undo)
+    def _take(self, size: int) -> bytearray:
+        """Memory for a draft, for which there is room (on the loop: what is read into comes from there too, and an allocator keeps
+        for each thread what was freed of its own, so that memory from two of them is held twice).
+        """
         try:
-            # Where the store can, it is written from where it is.
-            buffer = fresh_buffer(size)
+            return fresh_buffer(size)
         except BaseException:
-            self._access.post(lambda: self._drop(size, handle))
+            self._access.store.contents.drop_reserved(size)
             raise
-        return Draft(number, buffer, handle, source)
 
     def drop(self, draft: Draft) -> None:
         """Give up a draft."""
@@ -192,8 +193,12 @@ class Tiles:
         if handle is not None:
             handle.release()
 
-    async def publish(self, draft: Draft) -> bool:
+    async def publish(self, draft: Draft, *, once: bool = False) -> bool:
         """Make a draft the contents of its tile; it is used up, whatever comes of it.
+
+        Args:
+            draft: The draft.
+            once: They will not be used for long: written at once, they leave memory first.
 
         Returns:
             False, and nothing was changed, if the draft was made from contents that others have changed meanwhile.
@@ -216,7 +221,9 @@ class Tiles:
                     return True
                 finally:
                     handle.release()
-            return await self._link(draft.number, buffer)
+                    if once:
+                        store.contents.leave_first([handle.id])
+            return await self._link(draft.number, buffer, once)
 
         try:
             return await self._access.run(publish, lambda published: None)
@@ -226,7 +233,7 @@ class Tiles:
                 self.drop(draft)
             raise
 
-    async def _link(self, number: int, buffer: bytearray) -> bool:
+    async def _link(self, number: int, buffer: bytearray, once: bool) -> bool:
         """Publish the contents of a tile that had none (on the loop); False if it has some by now."""
         store = self._access.store
         left: int | None = len(buffer)
@@ -237,12 +244,15 @@ class Tiles:
                 id = await self._branch(id, head + slot * 8)
                 head = 0
             with store.table.get(id) as node:
-                async with node.edit(wait=self._wait) as ids:
+                async with Edit(node, self._wait, discard=False, along=True) as ids:
                     if _ID.unpack_from(ids, head + leaf * 8)[0]:
                         return False
                     left = None
                     with store.contents.adopt(buffer) as handle:
-                        _ID.pack_into(ids, head + leaf * 8, handle.id)
+                        id = handle.id
+                        _ID.pack_into(ids, head + leaf * 8, id)
+            if once:
+                store.contents.leave_first([id])
             return True
         finally:
             if left is not None:
@@ -258,7 +268,7 @@ class Tiles:
             await store.room.reserve(NODE_BYTES, 0, self._wait)
             left = True
             try:
-                async with node.edit(wait=self._wait) as ids:
+                async with Edit(node, self._wait, discard=False, along=True) as ids:
                     child = _ID.unpack_from(ids, at)[0]
                     if not child:
                         left = False

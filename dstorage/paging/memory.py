@@ -67,10 +67,14 @@ class Memory:
         self.stray_bytes = 0
         self.evictions = 0
         self.dirty: dict[Page, None] = {}
-        self.laundry: dict[Page, None] = {}
+        self.laundry: dict[Page, bool] = {}
+        """Pages to be written before they leave, and whether they are then the first to do so (see `leave_first`)."""
         self._laundry_bytes = 0
         self._ready: OrderedDict[Page, None] = OrderedDict()
+        self._spent: OrderedDict[Page, None] = OrderedDict()
+        """Ready too, and to leave before all others, the last one first."""
         self._ready_bytes = 0
+        """Of both."""
         self._parked = 0
         self._strays: list[tuple[object, int]] = []
         self._waiting: deque[RoomRequest] = deque()
@@ -102,6 +106,13 @@ class Memory:
         self.used += size
         if dirty:
             self.dirty_bytes += size
+        return True
+
+    def reserve_along(self, size: int) -> bool:
+        """Set aside `size` bytes of dirty contents, whatever else is dirty."""
+        if not self.reserve(size, overtake=True):
+            return False
+        self.dirty_bytes += size
         return True
 
     def give_back(self, size: int, *, dirty: bool = False) -> None:
@@ -185,11 +196,33 @@ class Memory:
             elif page.refs or page.hot:
                 self._restore(page)
             else:
+                first = self.laundry[page]
                 self._unlaundry(page)
-                page.place = READY
-                self._ready[page] = None
-                self._ready_bytes += page.size
+                self._to_ready(page, first=first)
                 self._trim_cached()
+
+    def leave_first(self, page: Page) -> None:
+        """The contents of a page that nobody holds will not be used for long: they leave before all others, the last one told first;
+        dirty ones are written now, and leave after what was only looked at.
+
+        So in a sweep over more than fits, what leaves is what was met last, and what stays is there when the sweep comes round
+        again; in the order of use, everything would leave just before it is met.
+        """
+        if page.refs or page.place in (ABSENT, PARKED):
+            return
+        page.hot = False
+        if page.place == LAUNDRY:
+            self.laundry[page] = True
+            return
+        self._take_out(page)
+        if page.dirty:
+            self._to_laundry(page, first=True)
+            self._on_laundry()
+        else:
+            page.place = READY
+            self._spent[page] = None
+            self._ready_bytes += page.size
+            self.poke()
 
     def unwashable(self, page: Page) -> None:
         """The contents of a page in the laundry could not be written: it stays."""
@@ -316,9 +349,8 @@ class Memory:
         return True
 
     def _next_clean(self) -> Page | None:
-        ready = self._ready
-        while ready:
-            page, _ = ready.popitem(last=False)
+        while ready := self._spent or self._ready:
+            page, _ = ready.popitem(last=ready is self._spent)
             self._ready_bytes -= page.size
             if page.refs or page.hot:
                 page.place = IN_ORDER
@@ -355,9 +387,7 @@ class Memory:
             self._to_laundry(page)
             self._on_laundry()
         else:
-            page.place = READY
-            self._ready[page] = None
-            self._ready_bytes += page.size
+            self._to_ready(page)
 
     def _retire(self, page: Page) -> None:
         """More than is allowed is in use: a page that is in no container leaves as soon as it can."""
@@ -370,7 +400,7 @@ class Memory:
         """Keep to the limit on unreferenced pages; the referenced ones the hand meets are parked and count no more."""
         if self._max_cached is None:
             return
-        while len(self._policy) + len(self._ready) + len(self.laundry) > self._max_cached:
+        while len(self._policy) + len(self._ready) + len(self._spent) + len(self.laundry) > self._max_cached:
             page = self._next_clean()
             if page is None:
                 if self.laundry:
@@ -403,9 +433,16 @@ class Memory:
         page.place = PARKED
         self._parked += 1
 
-    def _to_laundry(self, page: Page) -> None:
+    def _to_ready(self, page: Page, *, first: bool = False) -> None:
+        page.place = READY
+        self._ready[page] = None
+        self._ready_bytes += page.size
+        if first:
+            self._ready.move_to_end(page, last=False)
+
+    def _to_laundry(self, page: Page, *, first: bool = False) -> None:
         page.place = LAUNDRY
-        self.laundry[page] = None
+        self.laundry[page] = first
         self._laundry_bytes += page.size
 
     def _unlaundry(self, page: Page) -> None:
@@ -424,7 +461,7 @@ class Memory:
         elif page.place == LAUNDRY:
             self._unlaundry(page)
         elif page.place == READY:
-            del self._ready[page]
+            del (self._spent if page in self._spent else self._ready)[page]
             self._ready_bytes -= page.size
         elif page.place == PARKED:
             self._parked -= 1

@@ -133,3 +133,58 @@ async def test_a_large_chunk_that_nobody_waits_for_is_not_read_on_the_loop(tmp_p
         await settle()
         assert again.reads == [small, large]
         assert store.info(large).resident
+
+
+async def sweep(field, after, **how):
+    async for band in field.bands(halo=1, boundary=0, **how):
+        async with after.edit(band.slices, discard=True, **how) as new:
+            new[...] = band.data[:-2] + band.data[2:]
+    await settle()
+
+
+async def test_of_a_sweep_that_comes_round_again_a_part_stays_in_memory(stored):
+    controller, field = stored
+    after = await AsyncPagedArray.create(field._access.store, "b", (TILES, 512), tile=(1, 512))
+    numbers = np.arange(TILES, dtype=float)
+    for turn in range(4):
+        controller.reads.clear()
+        await sweep(field, after, once=True)
+        field, after = after, field
+        numbers = np.pad(numbers, 1)[:-2] + np.pad(numbers, 1)[2:]
+        if turn:
+            assert len(controller.reads) <= TILES - 5, (
+                "of 16 in memory, some are read ahead, and some are being written"
+            )
+    np.testing.assert_array_equal((await field.read())[:, 0], numbers)
+    assert field._access.store.stats().used <= 16 * TILE_BYTES
+
+
+async def test_what_was_looked_at_once_leaves_before_what_was_not(stored):
+    controller, array = stored
+    kept = await AsyncPagedArray.create(array._access.store, "b", (4, 512), tile=(1, 512))
+    await kept.write(..., 1)
+    await array._access.store.commit()
+    async for _ in array.tiles(once=True):
+        pass
+    controller.reads.clear()
+    assert (await kept.read() == 1).all()
+    assert controller.reads == []
+
+
+async def test_tiles_that_found_no_room_at_first_are_asked_for_again(stored):
+    controller, array = stored
+    store = array._access.store
+    held = await store.create(14 * TILE_BYTES)
+    tiles = array.tiles()
+    await anext(tiles)
+    assert set(await read_by(controller, array)) <= {0, 1}
+    held.delete()
+    held.release()
+    await settle()
+    for _ in range(2):
+        await anext(tiles)
+        await settle()
+    controller.gate = asyncio.Event()
+    assert ((await anext(tiles)).data == 3).all()
+    controller.gate.set()
+    await tiles.aclose()
