@@ -1,7 +1,8 @@
 """The blocking store: what a hit costs beside the asynchronous one, and what becomes of hits and misses with 1 to 8 threads.
 
-Threads share one interpreter lock, so hits cannot get faster with more of them; the question is whether they get slower. Misses of many
-threads are gathered by one loop. Peers: the asynchronous store called through `asyncio.run_coroutine_threadsafe`, as a program
+Threads share one interpreter lock, so hits cannot get faster with more of them; the question is whether they get slower. Misses that the
+system's page cache can answer are read in the calling thread, and what is asked for again by one loop for all threads.
+Peers: the asynchronous store called through `asyncio.run_coroutine_threadsafe`, as a program
 would do without `dstorage.blocking`; a dict behind a lock (hits); diskcache; a plain file read with `os.pread` (misses, all of
 them from the system's page cache).
 

@@ -7,6 +7,7 @@ budget, and what is deleted before that is never written.
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 import threading
@@ -93,6 +94,8 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
             shutil.rmtree(path, ignore_errors=True)
             raise
         self._finalizer = weakref.finalize(self, _clean_up, self._store, self._places, self._deleted, path)
+        _at_exit.difference_update([finalizer for finalizer in _at_exit if not finalizer.alive])
+        _at_exit.add(self._finalizer)
 
     # -- the mapping --------------------------------------------------------------------------------------------------
 
@@ -356,3 +359,16 @@ def _clean_up(store: blocking.Store, places: dict[Any, _Place], deleted: list[in
         threading.Thread(target=clean_up, name=f"remove {path}").start()
     else:
         clean_up()
+
+
+_at_exit: set[weakref.finalize[..., Any]] = set()
+
+
+def _clean_up_at_exit() -> None:
+    for finalizer in list(_at_exit):
+        finalizer()
+
+
+# Before blocking stores that are still open are closed, which would write what nobody wants any more, perhaps to a directory that is gone:
+# what is registered last comes first.
+getattr(threading, "_register_atexit", atexit.register)(_clean_up_at_exit)

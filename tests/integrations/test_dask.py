@@ -243,6 +243,23 @@ def test_nothing_is_left_after_the_program(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("work", ["", "del mapping['a']", "mapping.clear()", "mapping['c'] = bytes(2**17)"])
+def test_the_end_of_a_program_is_quiet_even_if_the_directory_is_gone(tmp_path, gone, work):
+    code = (
+        "import os, shutil, sys\n"
+        "from dstorage.integrations.spill import SpillMapping\n"
+        "mapping = SpillMapping(sys.argv[1], budget='1M', pressure=False)\n"
+        "mapping['a'], mapping['b'] = bytes(2**18), bytes(2**18)\n"
+        f"{work}\n"
+        f"if {gone}:\n"
+        "    shutil.rmtree(os.path.join(sys.argv[1], os.listdir(sys.argv[1])[0]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, env=dict(os.environ))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_is_the_slow_side_of_zicts_buffer(mapping):
     slow = zict.Func(pickle.dumps, pickle.loads, mapping)
     data = zict.Buffer({}, slow, n=10, weight=lambda _key, _value: 1)
