@@ -618,17 +618,41 @@ async def test_conditional_writes_are_used_where_the_server_honours_them(monkeyp
         assert len(objects(store)) == 1
 
 
-async def test_a_name_that_is_taken_is_not_written_over():
+@pytest.mark.parametrize("size", [5000, 9_000_000], ids=["pack", "pieces"])
+async def test_a_name_that_is_taken_is_not_written_over(size):
     store = MemoryStore()
     async with opened(store) as bench:
         parts = bench.controller._open.parts
-        taken = parts.layout.key(parts.session.first)
-        obstore.put(store, taken, b"somebody's")
-        (answer,) = await bench.controller.write([WriteRequest(1, payload(1, 5000))])
-        assert isinstance(answer, ControllerUnavailable)
-        assert bytes(obstore.get(store, taken).bytes()) == b"somebody's"
+        number = parts.session.first
+        taken = [parts.layout.key(number), parts.layout.piece_key(number, 1)]
+        for key in taken:
+            obstore.put(store, key, b"somebody's")
+        assert await bench.get(await bench.put({1: payload(1, size)})) == {1: payload(1, size)}
         assert bench.controller.status is ControllerStatus.OK
-        assert await bench.get(await bench.put({1: payload(1, 5000)})) == {1: payload(1, 5000)}
+        assert all(bytes(obstore.get(store, key).bytes()) == b"somebody's" for key in taken)
+
+
+@pytest.mark.parametrize("size", [5000, 9_000_000], ids=["pack", "pieces"])
+async def test_an_answer_that_was_lost_costs_no_failure(monkeypatch, size):
+    """The server stores and then says that it has not: asked again for the same name, it refuses."""
+    for name, value in ScriptedS3.environment.items():
+        monkeypatch.setenv(name, value)
+    async with ScriptedS3() as server:
+        bench = Bench(InternetController(**server.settings, timeout=20), Path("own"))
+        await bench.open()
+        lost = []
+
+        def lose_the_first(method, key, query):
+            if method == "PUT" and not lost:
+                lost.append(key)
+                server.objects[key] = b"as it was sent"
+                return 500, b""
+            return None
+
+        server.script = lose_the_first
+        assert await bench.get(await bench.put({1: payload(1, size)})) == {1: payload(1, size)}
+        assert lost
+        await bench.controller.close()
 
 
 # -- settings and secrets ------------------------------------------------------------------------------------------------

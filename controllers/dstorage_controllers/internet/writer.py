@@ -24,6 +24,14 @@ from dstorage_controllers.internet.parts import INLINE_BYTES, Parts
 Answers = list[Locator | Exception]
 
 
+class _Met(ControllerUnavailable):
+    """There is an object of the name that a new one was to have.
+
+    It may be the new one itself, if the answer was lost and obstore asked again. It is written under another name, and what is
+    there is left to the sweep of the next open.
+    """
+
+
 class _Item(NamedTuple):
     """A chunk on its way into a pack."""
 
@@ -164,7 +172,7 @@ class Writer:
             items.append(_Item(at, id, len(view), data, flags | codec.flags, len(data) + codec.overhead(codec.flags)))
         return items
 
-    async def _pack(self, call: _Call, items: list[_Item], stored: int) -> None:
+    async def _pack(self, call: _Call, items: list[_Item], stored: int, *, again: bool = False) -> None:
         number = self._parts.session.number()
         key = self._parts.layout.key(number)
         call.doubtful.add(key)
@@ -176,6 +184,11 @@ class Writer:
                     sealed, places, shape = await asyncio.to_thread(self._seal, number, items)
                 await self._parts.bucket.put(key, sealed, create=self.create)
         except ControllerError as error:
+            if isinstance(error, _Met):
+                call.doubtful.discard(key)
+                if not again:
+                    await self._pack(call, items, stored, again=True)
+                    return
             for item in items:
                 call.answers[item.at] = error
             return
@@ -211,6 +224,13 @@ class Writer:
         if refused is not None:
             call.answers[at] = refused
             return
+        answer = await self._send(call, id, view, pieces)
+        if isinstance(answer, _Met):
+            answer = await self._send(call, id, view, pieces)
+        call.answers[at] = answer
+
+    async def _send(self, call: _Call, id: int, view: memoryview, pieces: int) -> Locator | Exception:
+        parts = self._parts
         number = parts.session.number()
         keys = parts.layout.keys(number, pieces)
         call.doubtful.update(keys)
@@ -228,6 +248,8 @@ class Writer:
                     await parts.bucket.put(keys[piece], sealed, create=self.create)
             except ControllerError as error:
                 failed.append(error)
+                if isinstance(error, _Met):
+                    call.doubtful.discard(keys[piece])
             else:
                 stored += sum(len(one) for one in sealed)
 
@@ -235,15 +257,14 @@ class Writer:
             for piece in range(pieces):
                 group.create_task(send(piece))
         if failed:
-            call.answers[at] = failed[0]
-            return
+            return failed[0]
         flags = PIECES | parts.codec.flags
         place = Place(len(view), number, 0, stored, flags, parts.codec.key_tag, self._pack_bytes)
         shape = Shape(stored, pieces, 0, parts.codec.key_check, id, len(view), self._pack_bytes)
         parts.books.written(number, shape)
-        call.answers[at] = parts.layout.pack(id, place)
         call.kept += stored
         call.doubtful.difference_update(keys)
+        return parts.layout.pack(id, place)
 
     def _seal_piece(self, id: int, number: int, piece: int, part: memoryview) -> list[Buffer]:
         codec = self._parts.codec
@@ -280,7 +301,7 @@ class Writer:
         except ControllerError:
             raise
         except Taken as error:
-            raise ControllerUnavailable(
+            raise _Met(
                 f"controller {self._name!r} met an object {error} that it has not written; write again"
             ) from error
         except FAILURES as error:
