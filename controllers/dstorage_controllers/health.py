@@ -131,6 +131,11 @@ class Health:
                 await self._probe()
             except self._manners.failures as error:
                 self._set(error)
+            except Exception as error:
+                # A fault of the probe's own, to be told of; the server may come back all the same.
+                loop.call_exception_handler(
+                    {"message": f"the probe of controller {self._name!r} failed", "exception": error}
+                )
             else:
                 break
         self._task = None
