@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from dstorage.commit import Committer
 from dstorage.controller import ControllerStatus
-from dstorage.errors import InvalidArgumentError, Lost, StoreFull
+from dstorage.errors import InvalidArgumentError, Lost, StoreFull, UsageError
 from dstorage.index import Index
 from dstorage.mover import Mover
 from dstorage.paging.writeback import WriteBack
@@ -88,6 +88,10 @@ class Drainer:
 
         async def carry() -> None:
             nonlocal looked, committed, found
+            if not entry.draining:
+                raise UsageError(
+                    f"the draining of controller {entry.name!r} was called off; what has moved stays moved"
+                )
             while batch:
                 nobody = f"nothing can take the chunks of controller {entry.name!r}: add a controller with room, or cancel the drain"
                 try:

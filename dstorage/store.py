@@ -589,12 +589,13 @@ class Store:
             StoreFull: The others have no room for the rest.
             TemporarilyUnavailable: A controller cannot be reached now.
             Lost: A chunk on it is damaged and has no copy; `check` lists and drops those.
+            UsageError: `cancel_drain` called it off meanwhile.
         """
         self.check_writable()
         return await self._drainer.drain(self.entry_named(name), advance)
 
     async def cancel_drain(self, name: str) -> None:
-        """Let controller `name` take chunks again; what has moved stays moved."""
+        """Let controller `name` take chunks again, and end a `drain` of it that is under way; what has moved stays moved."""
         self.check_writable()
         await self._drainer.call_off(self.entry_named(name))
 

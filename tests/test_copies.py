@@ -12,7 +12,7 @@ from memory_controller import Medium, MemoryController
 from turns import settle
 
 import dstorage
-from dstorage import InvalidArgumentError, Lost, Status, StoreFull, TemporarilyUnavailable, TierRule, drain
+from dstorage import InvalidArgumentError, Lost, Status, StoreFull, TemporarilyUnavailable, TierRule, UsageError, drain
 from dstorage.check import check
 from dstorage.testing import eventually
 
@@ -400,6 +400,20 @@ async def test_what_one_controller_took_before_it_was_full_stays_there(tmp_path)
         assert (len(mid.medium.cells), len(far.medium.cells)) == (12, 8)
         assert not near.medium.cells
         assert len(far.writes) == 8
+
+
+async def test_a_drain_that_is_called_off_ends(tmp_path):
+    async with of_three(tmp_path) as (store, near, mid, _):
+        ids = [await stored(store, bytes(100)) for _ in range(200)]
+        mid.write_gate = asyncio.Event()
+        draining = asyncio.create_task(store.drain("near"))
+        await eventually(lambda: near.reads, "not begun")
+        await store.cancel_drain("near")
+        mid.write_gate.set()
+        with pytest.raises(UsageError, match="'near' was called off"):
+            await draining
+        assert {store.info(id).controller for id in ids} == {"near", "mid"}
+        assert store.info(await stored(store)).controller == "near"
 
 
 async def test_draining_to_nowhere_is_refused_before_anything_is_declared(tmp_path):
