@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from dstorage_controllers.disk import DiskController
 from PIL import Image
 from rich.progress import track
 
@@ -51,8 +52,9 @@ def spread(around: npt.NDArray[np.float64], new: npt.NDArray[np.float64]) -> Non
 def simulate(field: PagedArray, following: PagedArray, sweeps: int) -> PagedArray:
     """Let heat flow; beyond its edges the plate is kept at 0."""
     for _ in track(range(sweeps), description="sweeps"):
-        for band in field.bands(halo=(1, 1), boundary=0.0):
-            with following.edit(band.slices, discard=True) as new:
+        # Each tile is used once a sweep: with that said, a part of them stays in memory from one sweep to the next.
+        for band in field.bands(halo=(1, 1), boundary=0.0, once=True):
+            with following.edit(band.slices, discard=True, once=True) as new:
                 spread(band.data, new)
         field, following = following, field
     return field
@@ -79,7 +81,13 @@ def main() -> None:
     before = peak_rss()
     with (
         tempfile.TemporaryDirectory() as folder,
-        dstorage.blocking.open(f"{folder}/store", budget=arguments.budget, commit_interval=None) as store,
+        dstorage.blocking.open(
+            f"{folder}/store",
+            budget=arguments.budget,
+            commit_interval=None,
+            # The fields are far larger than memory: the system's own cache would hold nothing long enough.
+            controllers=[DiskController(direct=True)],
+        ) as store,
     ):
         field, following = (PagedArray.create(store, name, shape) for name in ("now", "next"))
         heat_up(field)

@@ -25,7 +25,8 @@ from dstorage.paging.page import LAUNDRY, Page
 from dstorage.record import Locator, Record
 from dstorage.registry import Entry, Registry
 
-BATCH_BYTES = 4 * 2**20
+BATCH_BYTES = 8 * 2**20
+"""With 4 MiB, an array's write-behind had a disk idle for a tenth of the time between two batches."""
 BATCH_CHUNKS = 256
 BATCHES_IN_FLIGHT = 4
 BACKGROUND_SHARE = 0.5
