@@ -125,12 +125,8 @@ class Catalog:
             raise NotAStoreError(f"no store at {path.parent}: create it with `dstorage init` or open it for writing")
         if exists:
             check_whole(data)
-        elif path.is_dir() and any(other.is_dir() and other != path for other in path.parent.iterdir()):
-            # A new catalog would know nothing of what the controllers hold, and they would clear it away.
-            raise CorruptData(
-                f"the catalog {data} is empty or missing, and there are folders of controllers beside it: restore the store from a "
-                f"backup, or begin anew in another folder"
-            )
+        else:
+            self._refuse_beside_others()
         if not read_only:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -140,25 +136,40 @@ class Catalog:
         self._env = self._shared.env
         self._shared.users.append(self)
         try:
-            self._open_tables(exists)
+            if not read_only and not self._env.stat()["entries"]:
+                if exists:
+                    # Left so by a process that was killed before it had made the tables, or emptied.
+                    self._refuse_beside_others()
+                self._make_tables()
+            self._open_tables()
         except BaseException:
             self._leave()
             raise
         self._txn = self._env.begin()
         self.has_copies = self._any_copies()
 
-    def _open_tables(self, exists: bool) -> None:
+    def _refuse_beside_others(self) -> None:
+        """A new catalog would know nothing of what the controllers hold, and they would clear it away."""
+        if self.path.is_dir() and any(other.is_dir() and other != self.path for other in self.path.parent.iterdir()):
+            raise CorruptData(
+                f"the catalog {self.path / 'data.mdb'} is empty or missing, and there are folders of controllers beside it: restore "
+                f"the store from a backup, or begin anew in another folder"
+            )
+
+    def _make_tables(self) -> None:
         env = self._env
-        if not exists:
-            with env.begin(write=True) as txn:
-                meta = env.open_db(b"meta", txn)
-                txn.put(b"format", str(FORMAT_VERSION).encode(), db=meta)
-                txn.put(b"uuid", uuid4().bytes, db=meta)
-                txn.put(b"next_id", _ID.pack(1), db=meta)
-                env.open_db(b"records", txn, integerkey=True)
-                env.open_db(b"copies", txn, integerkey=True)
-                for name in (b"controllers", b"names", b"state"):
-                    env.open_db(name, txn)
+        with env.begin(write=True) as txn:
+            meta = env.open_db(b"meta", txn)
+            txn.put(b"format", str(FORMAT_VERSION).encode(), db=meta)
+            txn.put(b"uuid", uuid4().bytes, db=meta)
+            txn.put(b"next_id", _ID.pack(1), db=meta)
+            env.open_db(b"records", txn, integerkey=True)
+            env.open_db(b"copies", txn, integerkey=True)
+            for name in (b"controllers", b"names", b"state"):
+                env.open_db(name, txn)
+
+    def _open_tables(self) -> None:
+        env = self._env
         try:
             self._meta = env.open_db(b"meta", create=False)
             with env.begin(db=self._meta) as txn:

@@ -54,7 +54,12 @@ with lmdb.open(sys.argv[1], max_dbs=9, readonly=True) as env:
     assert done.returncode < 0
 
 
-@pytest.mark.parametrize("damage", [lambda data: os.truncate(data, 0), os.unlink])
+def make_anew(data):
+    data.unlink()
+    lmdb.open(str(data.parent), max_dbs=16).close()
+
+
+@pytest.mark.parametrize("damage", [lambda data: os.truncate(data, 0), os.unlink, make_anew])
 async def test_an_empty_catalog_is_not_made_anew_over_what_controllers_hold(tmp_path, damage):
     data = await make(tmp_path)
     held = sorted(path.read_bytes() for path in tmp_path.rglob("*.seg"))
@@ -63,6 +68,14 @@ async def test_an_empty_catalog_is_not_made_anew_over_what_controllers_hold(tmp_
         await dstorage.open(tmp_path, **OPTIONS)
     assert held
     assert held == sorted(path.read_bytes() for path in tmp_path.rglob("*.seg"))
+
+
+async def test_a_first_open_that_was_killed_before_it_made_its_tables_is_begun_anew(tmp_path):
+    (tmp_path / "catalog").mkdir()
+    lmdb.open(str(tmp_path / "catalog"), max_dbs=16).close()
+    async with dstorage.open(tmp_path, **OPTIONS) as store:
+        with await store.create(b"x") as handle:
+            assert await handle == b"x"
 
 
 async def test_a_folder_that_holds_other_things_can_become_a_store(tmp_path):
