@@ -95,7 +95,7 @@ class DiskController(Controller):
         key_env: Environment variable with that key in hexadecimal digits, instead of a file.
         punch: False keeps dead space until compaction, as on systems that cannot punch holes.
         direct: Chunks of 128 KiB and more are written and read past the operating system's page cache. For programs that go
-            through more data than the machine has memory, such as simulations: see docs/how-to/simulate.md. Where
+            through more data than the machine has memory, such as simulations: see docs/how-to/simulate-larger-than-memory.md. Where
             the file system refuses it (tmpfs of older kernels, some network file systems), a warning says so at `open`, and the
             page cache is used.
         threads: Threads for reading, 1 to 64.

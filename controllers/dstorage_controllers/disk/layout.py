@@ -19,6 +19,9 @@ The table stands apart from the bytes so that extents lie side by side: chunks o
 page-aligned with no padding, cost one page less to read, and can be punched out whole. It is never read to serve a
 chunk, only to scan a segment. Files are sparse; what is not used of the table takes no space.
 
+An extent written past the page cache begins on a page, and the next one on the page behind it; zeros fill the last. Then the
+file of a dead segment may become, renamed, that of a new one: what is behind its tail is of old.
+
 **Private state** by segment number: u64 live bytes | u64 tail | u32 next slot | u32 slots, as of the last commit.
 Key 0: u32 format | 16s key check (zeros when nothing was ever encrypted).
 """
