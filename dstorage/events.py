@@ -35,10 +35,13 @@ class Event:
     """One thing that happened.
 
     Attributes:
-        kind: What.
+        kind: What: "created", "resolved" (brought into memory), "evicted" (left it), "written" (to a controller), "moved" or "copied" (to
+            another controller), "healed" (written anew from a copy), "deleted", "lost", "unavailable" (could not be brought into memory now),
+            "controller" (has another status), "commit" (made).
         id: The chunk concerned, or 0.
-        detail: evicted: the reason ("room", "limit", "critical"); written, moved, copied, healed: the controller's name; lost,
-            unavailable: why; controller: "name: status".
+        detail: evicted: the reason ("room": for other contents; "limit": of the budget, of cached chunks or of handles; "critical": the
+            machine is out of memory); written, moved, copied, healed: the controller's name; lost, unavailable: why; controller:
+            "name: status".
     """
 
     kind: Kind
