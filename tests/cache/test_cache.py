@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -375,3 +377,78 @@ def test_a_name_that_no_cache_can_have_is_refused(tmp_path, name):
     with pytest.raises(InvalidArgumentError, match="cache name"):
         Cache(tmp_path / "c", name=name)
     assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_no_thread_ever_gets_an_old_value_half_of_one_or_another_keys(tmp_path, seed):
+    """Readers, while others set, delete, commit, shrink the budget, and close the cache."""
+    keys = 16
+    cache = Cache(tmp_path / "c", budget="256K", pressure=False, commit_interval=None, serializer="json")
+    done, begun = [0] * keys, [0] * keys
+    closing = threading.Event()
+    got, errors = [0] * 3, []
+
+    def value(key, version):
+        return b"%04d %08d|" % (key, version) * (1 + (key * 31 + version * 17) % 700)
+
+    def read(which):
+        choice = random.Random(seed * 10 + which)
+        while True:
+            key = choice.randrange(keys)
+            floor = done[key]
+            try:
+                found = cache.get(key, copy=choice.random() < 0.5)
+            except ClosedError:
+                assert closing.is_set()
+                return
+            except MemoryUnavailable:
+                continue
+            if found is None:
+                # Deleted by an odd version.
+                assert any(version % 5 == 0 for version in range(floor, begun[key] + 1))
+                continue
+            owner, version = int(found[:4]), int(found[5:13])
+            assert owner == key
+            assert floor <= version <= begun[key]
+            assert found == value(key, version)
+            got[which] += 1
+
+    def write():
+        choice = random.Random(seed)
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline:
+            key = choice.randrange(keys)
+            version = begun[key] = begun[key] + 1
+            try:
+                if version % 5 == 0:
+                    cache.delete(key)
+                else:
+                    cache.set(key, value(key, version))
+            except MemoryUnavailable:
+                begun[key] = version = version + 5 - version % 5
+                cache.delete(key)
+            done[key] = version
+            if choice.random() < 0.2:
+                cache.commit()
+                cache.store.set_budget(1)
+                cache.store.set_budget("256K")
+        closing.set()
+        cache.close()
+
+    def guarded(work, *arguments):
+        try:
+            work(*arguments)
+        except BaseException as error:
+            errors.append(error)
+            closing.set()
+            cache.close()
+
+    threads = [threading.Thread(target=guarded, args=(read, which)) for which in range(3)]
+    threads.append(threading.Thread(target=guarded, args=(write,)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not errors
+    assert all(got)
+    assert cache.store.inner.shortcut.chunks_read
