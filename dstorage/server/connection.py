@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from dstorage.server.chunks import Absent, NoRoom, Patience
 from dstorage.server.command import Command, CommandError, Work
+from dstorage.server.intake import BEGUN_FREE, Intake
 from dstorage.server.large import Upload
-from dstorage.server.protocol import LargeCommand, MemorySink, ProtocolError, RequestParser, Sink
-from dstorage.server.refusal import log, message, shown
+from dstorage.server.protocol import LargeCommand, ProtocolError, RequestParser
+from dstorage.server.refusal import log, message, unknown
 from dstorage.server.replies import NIL, error
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ OUTPUT_BYTES = 2**20
 """Replies that wait for a client before it is not served any more until it reads; a piece where that is less."""
 PROGRESS_BYTES = 2**16
 """What a client that is behind has to read for not being silent."""
-BEGUN_FREE = 2**16
-"""Up to so many bytes, the beginning of a request is not counted."""
 FLUSH_AT = 256
 """Parts of replies that are collected before they are handed to the socket."""
 FLUSH_BYTES = 2**18
@@ -37,8 +36,6 @@ FLUSH_BYTES = 2**18
 WEB = (b"post", b"host:")
 """What a browser says that a web page sent here. It is hung up on, as by Redis, before it gets to the commands in the page's text:
 loopback is no protection against the browser of this machine's user."""
-CLUSTER = (b"cluster", b"readonly", b"readwrite", b"asking")
-"""What clients of a Cluster say at first."""
 PATIENCE_S = 30.0
 """How long a command waits for room or for a chunk that is temporarily unavailable."""
 
@@ -85,8 +82,12 @@ class Connection(asyncio.BufferedProtocol):
         self.table = server.table if server.password is None else server.before_password
         self.closing = False
         self.since = self.last = server.second
+        self.intake = Intake(server, self.hold, self.go_on)
         self.parser = RequestParser(
-            self._sink, in_memory=server.large.piece, max_request=server.limits.request, trusted=server.password is None
+            self.intake.sink,
+            in_memory=server.large.piece,
+            max_request=server.limits.request,
+            trusted=server.password is None,
         )
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by connection_made
         self._queue: deque[list[Any]] = deque()
@@ -94,9 +95,6 @@ class Connection(asyncio.BufferedProtocol):
         self._holds = 0
         self._writable = True
         self._drained: asyncio.Future[None] | None = None
-        self._uploads: set[Upload] = set()
-        self._buffered = 0
-        self._begun = 0
         self._unread = 0
 
     # -- the transport's calls ----------------------------------------------------------------------------------------
@@ -119,11 +117,8 @@ class Connection(asyncio.BufferedProtocol):
         self.parser.forget()
         self.server.left(self)
         self.server.transactions.end(self)
-        self.discharge(self._buffered)
         self.resume_writing()
-        for upload in self._uploads:
-            self.server.spawn(upload.abort())
-        self._uploads.clear()
+        self.intake.end()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the socket is to be read into."""
@@ -140,8 +135,8 @@ class Connection(asyncio.BufferedProtocol):
         if self.closing:
             return
         self._take(bytes(self.server.receive_view[:nbytes]))
-        if parser.pending >= BEGUN_FREE or self._begun:
-            self._charge_begun()
+        if parser.pending >= BEGUN_FREE or self.intake.begun:
+            self._count_begun()
 
     def _take(self, data: bytes) -> None:
         """Cut what came into commands and do them; those of a client without password one by one."""
@@ -203,48 +198,13 @@ class Connection(asyncio.BufferedProtocol):
         if not self._holds and not self._transport.is_closing():
             self._transport.resume_reading()
 
-    def _charge_begun(self) -> None:
-        """Count what has come of a request that is not complete."""
-        pending = self.parser.pending
-        if pending < BEGUN_FREE:
-            pending = 0
-        self.discharge(self._begun)
-        self._begun = 0
+    def _count_begun(self) -> None:
         try:
-            self.charge(pending)
-            self._begun = pending
+            self.intake.begin(self.parser.pending)
         except CommandError as failure:
             self._queue.append(_End([str(failure)]))
             if self._task is None and self._writable:
                 self._run()
-
-    def _sink(self, size: int) -> Sink:
-        piece = self.server.large.piece
-        try:
-            self.charge(_weight(size, piece))
-        except CommandError as error:
-            raise ProtocolError(str(error).removeprefix("ERR ")) from error
-        if size <= piece:
-            return MemorySink(size)
-        upload = Upload(size, self.server.chunks, piece, hold=self.hold, go_on=self.go_on)
-        self._uploads.add(upload)
-        return upload
-
-    def charge(self, weight: int) -> None:
-        """Count memory outside of the budget, in bytes, for which this client is to blame.
-
-        Raises:
-            CommandError: All clients together would have more than there may be.
-        """
-        if self.server.buffered + weight > self.server.limits.buffers:
-            raise CommandError(f"ERR no room to receive {weight} bytes now: other clients are sending")
-        self.server.buffered += weight
-        self._buffered += weight
-
-    def discharge(self, weight: int) -> None:
-        """That memory is free again."""
-        self.server.buffered -= weight
-        self._buffered -= weight
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -317,32 +277,32 @@ class Connection(asyncio.BufferedProtocol):
         name = b"" if isinstance(args[0], Upload) else bytes(args[0]).lower()
         command = self.table.get(name)
         if name in WEB:
-            self._drop_long(args)
+            self.intake.drop(args)
             log.warning("hung up on %s, which speaks HTTP: a web page may be trying to get at this node", self.peer)
             self.closing = True
             return None
-        if name in CLUSTER:
-            self._drop_long(args)
-            raise CommandError("ERR This instance has cluster support disabled")
-        if command is None:
-            self._drop_long(args)
-            raise CommandError(self._unknown(name, args))
-        if not command.least <= len(args) <= command.most:
-            self._drop_long(args)
-            raise CommandError(command.wrong_arity)
-        if isinstance(args, LargeCommand):
-            return self._long(command, args)
-        return self._attempt(command, args)
+        try:
+            if command is None:
+                raise CommandError(unknown(name, args, known=name in self.server.table))
+            if not command.least <= len(args) <= command.most:
+                raise CommandError(command.wrong_arity)
+            if not isinstance(args, LargeCommand):
+                return self._attempt(command, args)
+            plain, upload = self.intake.accept(command, args)
+        except CommandError:
+            self.intake.drop(args)
+            raise
+        if upload is not None:
+            return self._upload(command, args, plain, upload)
+        self.intake.forget(args)
+        return self._attempt(command, plain)
 
-    def _unknown(self, name: bytes, args: list[Any]) -> str:
-        if name in self.server.table:
-            return "NOAUTH Authentication required."
-        name_shown = shown(args[0], 128)
-        some = ""
-        for arg in args[1:]:
-            if len(some) < 128:
-                some += f"'{shown(arg, 128 - len(some))}' "
-        return f"ERR unknown command '{name_shown}', with args beginning with: {some}"
+    async def _upload(self, command: Command, args: LargeCommand, plain: list[Any], upload: Upload) -> None:
+        try:
+            await upload.finish()
+            await self.patiently(lambda: command.run(self, plain))
+        finally:
+            self.intake.drop(args)
 
     def _attempt(self, command: Command, args: list[Any]) -> Work | None:
         mark = len(self.out)
@@ -388,57 +348,6 @@ class Connection(asyncio.BufferedProtocol):
                     self.server.chunks.settle()
         if later is not None:
             await later
-
-    # -- long arguments -----------------------------------------------------------------------------------------------
-
-    def _long(self, command: Command, args: LargeCommand) -> Work | None:
-        """A command with an argument that came through a sink."""
-        piece = self.server.large.piece
-        for position, arg in enumerate(args):
-            if isinstance(arg, Upload) and not (command.uploads and position == command.value_at):
-                self._drop_long(args)
-                raise CommandError(
-                    f"ERR an argument of {arg.size} bytes is too long for '{command.name}': at most {piece}; "
-                    "SET, SETEX and GETSET take values of up to 512 MiB, SETRANGE and APPEND write them in parts"
-                )
-        plain = [
-            bytes(arg) if isinstance(arg, bytearray) and position != command.value_at else arg
-            for position, arg in enumerate(args)
-        ]
-        uploads = [arg for arg in args if isinstance(arg, Upload)]
-        if uploads:
-            return self._upload(command, args, plain, uploads[0])
-        self._forget(args)
-        return self._attempt(command, plain)
-
-    async def _upload(self, command: Command, args: LargeCommand, plain: list[Any], upload: Upload) -> None:
-        try:
-            await upload.finish()
-            await self.patiently(lambda: command.run(self, plain))
-        finally:
-            self._drop_long(args)
-
-    def _drop_long(self, args: list[Any]) -> None:
-        """Long arguments are not needed any more."""
-        if isinstance(args, LargeCommand):
-            self._forget(args)
-            for arg in args:
-                if isinstance(arg, Upload) and not arg.kept:
-                    self.drop_upload(arg)
-
-    def drop_upload(self, upload: Upload) -> None:
-        """An upload is not needed any more: what has not become a value goes."""
-        self._uploads.discard(upload)
-        self.server.spawn(upload.abort())
-
-    def _forget(self, args: LargeCommand) -> None:
-        piece = self.server.large.piece
-        weight = sum(
-            _weight(arg.size if isinstance(arg, Upload) else len(arg), piece)
-            for arg in args
-            if not isinstance(arg, bytes)
-        )
-        self.discharge(min(weight, self._buffered))
 
     # -- replies ------------------------------------------------------------------------------------------------------
 
@@ -549,7 +458,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def memory(self) -> int:
         """What it takes beside the budget, bytes."""
-        return self._buffered + self.unread
+        return self.intake.charged + self.unread
 
     @property
     def unread(self) -> int:
@@ -585,8 +494,3 @@ class Connection(asyncio.BufferedProtocol):
         """Return when the command under way, if any, is done."""
         if self._task is not None:
             await asyncio.wait([self._task])
-
-
-def _weight(size: int, piece: int) -> int:
-    """Memory outside of the budget that an argument of `size` bytes takes while it arrives."""
-    return min(size, 2 * piece)

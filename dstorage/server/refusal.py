@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from dstorage.errors import (
     CorruptData,
@@ -17,6 +18,11 @@ from dstorage.server.command import CommandError
 from dstorage.server.large import Upload
 
 log = logging.getLogger("dstorage.server")
+
+CLUSTER = (b"cluster", b"readonly", b"readwrite", b"asking")
+"""What clients of a Cluster say at first."""
+MOST_SHOWN = 128
+"""Characters of a request that an error repeats."""
 
 
 def message(failure: Exception) -> str:
@@ -39,7 +45,20 @@ def message(failure: Exception) -> str:
             return "ERR internal error; the server's log has more"
 
 
-def shown(arg: bytes | bytearray | Upload, limit: int) -> str:
+def unknown(name: bytes, args: list[Any], *, known: bool) -> str:
+    """The reply to a command that this connection has not; `known`: others have."""
+    if known:
+        return "NOAUTH Authentication required."
+    if name in CLUSTER:
+        return "ERR This instance has cluster support disabled"
+    some = ""
+    for arg in args[1:]:
+        if len(some) < MOST_SHOWN:
+            some += f"'{_shown(arg, MOST_SHOWN - len(some))}' "
+    return f"ERR unknown command '{_shown(args[0], MOST_SHOWN)}', with args beginning with: {some}"
+
+
+def _shown(arg: bytes | bytearray | Upload, limit: int) -> str:
     """As much of an argument as an error message repeats."""
     if isinstance(arg, Upload):
         return f"{arg.size} bytes"

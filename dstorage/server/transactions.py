@@ -108,11 +108,11 @@ class Transactions:
 
     def _release(self, link: Connection, begun: Transaction) -> None:
         self._keyspace.unwatch(begun.watch)
-        link.discharge(begun.weight)
+        link.intake.discharge(begun.weight)
         for _, args in begun.queued or ():
             for arg in args:
                 if isinstance(arg, Upload):
-                    link.drop_upload(arg)
+                    link.intake.drop_upload(arg)
 
     def _multi(self, link: Connection, args: list[Any]) -> None:
         begun = link.transaction = link.transaction or Transaction()
@@ -142,7 +142,7 @@ class Transactions:
         for key in args[1:]:
             if key not in begun.watch.keys:
                 weight = OVERHEAD + len(key)
-                link.charge(weight)
+                link.intake.charge(weight)
                 begun.weight += weight
                 self._keyspace.watch(key, begun.watch)
         link.out.append(OK)
@@ -270,7 +270,7 @@ def _queue(command: Command, link: Connection, args: list[Any]) -> None:
         weight += 64 + (0 if isinstance(arg, Upload) else len(arg))
     if begun.weight + weight > link.server.limits.request:
         raise CommandError(f"ERR a transaction of more than {link.server.limits.request} bytes")
-    link.charge(weight)
+    link.intake.charge(weight)
     begun.weight += weight
     begun.queued.append((command, args))
     for arg in args:
