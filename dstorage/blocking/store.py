@@ -18,7 +18,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import thread as _executors  # noqa: F401 - see the end of this module
 from itertools import islice
 from types import TracebackType
@@ -220,7 +220,7 @@ class Store:
 
         return self.loop.run(resolve)
 
-    def wait(self, ids: Sequence[int], n: int | None = None, timeout: float | None = None) -> list[Handle]:
+    def wait(self, ids: Iterable[int], n: int | None = None, timeout: float | None = None) -> list[Handle]:
         """Wait until `n` of the chunks are resolved, or `timeout` seconds have passed; see `dstorage.Store.wait`."""
 
         async def wait() -> list[int]:
