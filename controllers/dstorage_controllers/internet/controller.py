@@ -261,9 +261,7 @@ class InternetController(Controller):
         opened = self._opened()
         parts, mark = opened.parts, opened.mark
         if parts.context.read_only or not self._begun:
-            known = [
-                key for number, shape in parts.books.some(KNOWN) for key in parts.layout.keys(number, shape.pieces)
-            ]
+            known = [parts.layout.keys(number, min(1, shape.pieces))[0] for number, shape in parts.books.some(KNOWN)]
             await mark.read(parts.books.token, known)
         if parts.context.read_only:
             return
