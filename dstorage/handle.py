@@ -190,6 +190,9 @@ class Handle(Page):
         """Like ``await handle``, but keeps trying for `wait` seconds while the chunk is temporarily unavailable or
         memory is short.
 
+        A try that has begun is not cut short: at the latest the controller's own time-out ends it. To leave sooner, put
+        ``asyncio.timeout`` around it; the read goes on for the others.
+
         Raises:
             TemporarilyUnavailable, MemoryUnavailable: Still so after `wait` seconds.
             Lost, Deleted: As for ``await``.
