@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from conftest import settle
+from turns import settle
 
 import dstorage
 from dstorage.array.core import AsyncPagedArray
