@@ -130,6 +130,11 @@ class Controller(ABC):
     def status(self) -> ControllerStatus:
         """How it is now; never blocks."""
 
+    @property
+    def trouble(self) -> str | None:
+        """What keeps `status` from being OK and what to do about it, a sentence that names the controller; None if that is not known."""
+        return None
+
     @abstractmethod
     def space(self) -> Space:
         """Room now, in bytes; never blocks."""

@@ -56,7 +56,7 @@ class ControllerInfo:
         status: As the store sees it.
         volatile: Whether a crash loses what it keeps.
         space: Bytes in all and used.
-        error: Why it is not loaded, or None.
+        error: Why it is not loaded, or what keeps its status from being OK; None if all is well or nobody knows.
         draining: Its chunks are to move elsewhere, and it gets no new ones.
     """
 

@@ -499,7 +499,7 @@ class Store:
                 entry.status,
                 entry.controller.volatile if entry.controller else False,
                 entry.controller.space() if entry.controller else Space(None, 0),
-                str(entry.error) if entry.error else None,
+                str(entry.error) if entry.error else entry.controller.trouble if entry.controller else None,
                 entry.draining,
             )
             for entry in sorted(self._registry, key=lambda entry: entry.index)

@@ -87,6 +87,11 @@ class Health:
         """As the store sees it."""
         return _STATUS[self._fault]
 
+    @property
+    def trouble(self) -> str | None:
+        """What the store is told of the fault there is."""
+        return None if self._error is None else str(self._manners.refusal(self._name, self._error))
+
     def refuse(self, *, write: bool) -> ControllerError | None:
         """The error to answer with instead of asking the server, or None if it can be asked."""
         if self._fault is Fault.NONE or (self._fault is not Fault.DOWN and not write):

@@ -177,8 +177,9 @@ class PageIn:
                 controller=entry.name,
             )
         if controller.status is ControllerStatus.TEMPORARILY_UNAVAILABLE:
+            why = f": {controller.trouble}" if controller.trouble else ""
             raise TemporarilyUnavailable(
-                f"chunk {page.id} is on controller {entry.name!r}, which is unavailable now",
+                f"chunk {page.id} is on controller {entry.name!r}, which is unavailable now{why}",
                 id=page.id,
                 controller=entry.name,
             )

@@ -55,6 +55,11 @@ class WrappedController(Controller):
         """As the inner one says."""
         return self.inner.status
 
+    @property
+    def trouble(self) -> str | None:
+        """As the inner one says."""
+        return self.inner.trouble
+
     def space(self) -> Space:
         """As the inner one says."""
         return self.inner.space()

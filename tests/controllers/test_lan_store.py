@@ -73,6 +73,22 @@ async def test_every_chunk_is_reachable_again_after_the_server_was_killed_and_re
     assert {id: await content(store, id) for id in made} == made
 
 
+async def test_while_the_server_is_away_everybody_is_told_why(store, redis):
+    first, second, *_ = await make(store, "lan")
+    forget_memory(store)
+    redis.kill()
+    for id in (first, second):
+        # The second one meets the outage without asking the server.
+        with pytest.raises(
+            dstorage.TemporarilyUnavailable, match=r"the server of 'lan' cannot be used now: .*[Cc]onnect"
+        ):
+            await content(store, id)
+    assert "cannot be used now" in (store.controllers()[1].error or "")
+    redis.start()
+    await eventually(lambda: store.controller("lan").status is dstorage.ControllerStatus.OK, "it is back")
+    assert store.controllers()[1].error is None
+
+
 async def test_the_disk_serves_and_commits_while_the_server_is_away(store, redis):
     near, far = await make(store, "disk"), await make(store, "lan")
     forget_memory(store)

@@ -28,12 +28,12 @@ from dstorage.controller import (
     Space,
     WriteRequest,
 )
-from dstorage.errors import ControllerError, CorruptData, Lost
+from dstorage.errors import ControllerError, ControllerUnavailable, CorruptData, Lost
 from dstorage.record import Locator
 from dstorage_controllers.compression import DEFAULT_LEVEL
 from dstorage_controllers.health import Health
 from dstorage_controllers.internet.books import Books
-from dstorage_controllers.internet.bucket import FAILURES, MANNERS, Bucket, NoBucket, Taken, said
+from dstorage_controllers.internet.bucket import FAILURES, MANNERS, Bucket, NoBucket, Refused, Taken, said
 from dstorage_controllers.internet.cleaning import Cleaning
 from dstorage_controllers.internet.codec import Codec
 from dstorage_controllers.internet.connecting import connect
@@ -165,6 +165,11 @@ class InternetController(Controller):
         status = self._open.parts.health.status
         return ControllerStatus.FULL if status is ControllerStatus.OK and self._open.writer.full else status
 
+    @property
+    def trouble(self) -> str | None:
+        """What the bucket failed by."""
+        return None if self._open is None else self._open.parts.health.trouble
+
     def space(self) -> Space:
         """The capacity, and the stored bytes of this store's live chunks."""
         return Space(self._capacity, 0 if self._open is None else self._open.parts.books.used)
@@ -265,7 +270,13 @@ class InternetController(Controller):
             await mark.read(parts.books.token, known)
         if parts.context.read_only:
             return
-        await mark.write()
+        try:
+            await mark.write()
+        except Refused:
+            # Whether it refuses all, or only this.
+            if not await opened.reader.is_well():
+                raise ControllerUnavailable(f"the bucket of {self.name!r} refuses whatever it is asked") from None
+            raise
         if self._begun:
             return
         opened.writer.create = await self._refuses_to_overwrite(parts)

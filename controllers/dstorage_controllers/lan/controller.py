@@ -164,6 +164,11 @@ class LanController(Controller):
             return ControllerStatus.FULL
         return status
 
+    @property
+    def trouble(self) -> str | None:
+        """What the server failed by."""
+        return None if self._open is None else self._open.health.trouble
+
     def space(self) -> Space:
         """The capacity, and the bytes of this store's chunks there."""
         return Space(self._capacity, self._used)
