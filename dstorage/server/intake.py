@@ -51,7 +51,8 @@ class Intake:
         self.charged += weight
 
     def discharge(self, weight: int) -> None:
-        """That memory is free again."""
+        """That memory is free again; where the client has gone meanwhile, it was already."""
+        weight = min(weight, self.charged)
         self._server.buffered -= weight
         self.charged -= weight
 
@@ -133,7 +134,7 @@ class Intake:
             for arg in args
             if not isinstance(arg, bytes)
         )
-        self.discharge(min(weight, self.charged))
+        self.discharge(weight)
 
     def _weight(self, size: int) -> int:
         """Memory outside of the budget that an argument of `size` bytes takes while it arrives."""

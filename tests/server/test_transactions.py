@@ -188,6 +188,31 @@ async def test_a_transaction_that_comes_to_nothing_leaves_nothing(make_node, end
     assert not node.server.keyspace._watches
 
 
+async def test_a_client_that_is_killed_while_its_transaction_waits_is_counted_once(make_node, monkeypatch):
+    await (await (await make_node()).client()).send("SET", "k", b"x" * 1000)
+    node = await make_node()
+    client, other = await node.client(), await node.client()
+    waits, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def fetch(handle, seconds):
+        waits.set()
+        await may_go_on.wait()
+        return await handle
+
+    monkeypatch.setattr("dstorage.server.chunks.fetch", fetch)
+    for command in (["MULTI"], ["SET", "j", b"y" * 100_000], ["APPEND", "k", "y"], ["EXEC"]):
+        client.write(*command)
+    await waits.wait()
+    assert await other.send("CLIENT", "KILL", "TYPE", "normal") == 1
+    while len(node.server.connections) > 1:
+        await asyncio.sleep(0.01)
+    may_go_on.set()
+    while await other.send("EXISTS", "j") == 0:
+        await asyncio.sleep(0.01)
+    assert await other.send("STRLEN", "k") == 1001
+    assert node.server.buffered == 0
+
+
 async def test_a_transaction_larger_than_memory_is_refused_and_nothing_of_it_done(make_node, monkeypatch):
     monkeypatch.setattr("dstorage.server.connection.PATIENCE_S", 0.2)
     node = await make_node(budget="4M")
