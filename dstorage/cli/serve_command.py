@@ -114,11 +114,7 @@ def _until_told() -> asyncio.Event:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         try:
-            try:
             loop.add_signal_handler(number, stop.set)
-        except NotImplementedError:
-            # Windows.
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
         except NotImplementedError:
             # The loop of Windows takes none; what Python runs instead may interrupt the loop anywhere.
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
