@@ -205,8 +205,6 @@ class Server:
         Raises:
             InvalidArgumentError: Another server uses the path, or it is no socket.
         """
-        if not hasattr(socket, "AF_UNIX"):
-            raise InvalidArgumentError("this system has no unix sockets: listen on a port")
         loop = asyncio.get_running_loop()
         listener = _bind_unix(Path(path))
         self._servers.append(await loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=BACKLOG))
