@@ -154,6 +154,24 @@ async def test_a_write_of_unknown_outcome_is_abandoned_and_its_object_deleted():
         assert await bench.get(places) == {1: payload(3, 5000)}
 
 
+@pytest.mark.parametrize("size", [5000, 9_000_000], ids=["pack", "pieces"])
+async def test_an_answer_that_was_lost_costs_no_failure(size):
+    """The server stores and then says that it has not: asked again for the same name, it refuses."""
+    async with ScriptedS3() as server, watched(server, timeout=20) as bench:
+        lost = []
+
+        def lose_the_first(method, key, query):
+            if method == "PUT" and not lost:
+                lost.append(key)
+                server.objects[key] = b"as it was sent"
+                return 500, b""
+            return None
+
+        server.script = lose_the_first
+        assert await bench.get(await bench.put({1: payload(1, size)})) == {1: payload(1, size)}
+        assert lost
+
+
 async def test_a_large_chunk_is_written_whole_or_not_at_all():
     async with ScriptedS3() as server, watched(server, timeout=0.5, pack_bytes=2**16, compress=False) as bench:
         used = bench.controller.space().used
@@ -304,6 +322,25 @@ async def test_an_object_that_is_not_given_keeps_no_other_away(status):
         assert await bench.get(await bench.put({3: payload(3, 5000)})) == {3: payload(3, 5000)}
         server.script = lambda method, asked, query: None
         assert await bench.get(archived) == {1: payload(1, 5000)}
+
+
+async def test_a_server_that_refuses_to_store_goes_on_giving():
+    async with ScriptedS3() as server, watched(server, timeout=8.0) as bench:
+        places = await bench.put({1: payload(1, 5000)})
+        server.script = lambda method, key, query: (500, b"") if method == "PUT" else None
+        assert isinstance(await one(bench, 2, b"x"), ControllerUnavailable)
+        assert bench.told == [READ_ONLY]
+        assert await bench.get(places) == {1: payload(1, 5000)}
+        # And then it gives nothing any more.
+        server.script = lambda method, key, query: (500, b"")
+        assert isinstance((await bench.get(places))[1], ControllerUnavailable)
+        assert bench.controller.status is AWAY
+        asked = len(server.log)
+        await eventually(lambda: len(server.log) > asked + 12, "it is not asked again")
+        assert bench.told == [READ_ONLY, AWAY]
+        server.script = lambda method, key, query: None
+        await eventually(lambda: bench.controller.status is OK, "it stays away")
+        assert await bench.get(places) == {1: payload(1, 5000)}
 
 
 async def test_a_server_that_takes_no_large_objects_says_so_and_is_read():

@@ -72,6 +72,10 @@ class NoBucket(OSError):
     """There is no such bucket."""
 
 
+class Refused(OSError):
+    """The server said that it does not store now; it may still give what it has."""
+
+
 class Taken(Exception):
     """There is an object of that name already."""
 
@@ -114,6 +118,7 @@ class Bucket:
             Taken: It did.
             NoBucket: The bucket is not there.
             TimeoutError: The outcome is unknown.
+            Refused: The server does not store now.
             FAILURES: It was not written.
         """
         self.requests += 1
@@ -129,6 +134,10 @@ class Bucket:
             raise Taken(key) from None
         except FileNotFoundError as error:
             raise _missing(error) from None
+        except GenericError as error:
+            if is_reply(error) and fault_of(error) is Fault.DOWN:
+                raise Refused(said(error)) from None
+            raise
 
     async def get(self, key: str, start: int, length: int, *, patience: float | None = None) -> memoryview:
         """Read at most `length` bytes (at least 1) of an object from `start` on; fewer only if it ends before.
@@ -248,9 +257,9 @@ def fault_of(error: BaseException) -> Fault:
     """What the bucket can still do after one of `FAILURES`."""
     if _FULL.search(str(error)):
         return Fault.FULL
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError, NotSupportedError)) or _TOO_LARGE.search(
-        str(error)
-    ):
+    if isinstance(
+        error, (Refused, PermissionDeniedError, UnauthenticatedError, NotSupportedError)
+    ) or _TOO_LARGE.search(str(error)):
         return Fault.WRITES
     return Fault.DOWN
 

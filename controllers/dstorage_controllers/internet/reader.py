@@ -197,14 +197,14 @@ class Reader:
                 f"the object of chunk {id} is shorter than it was", id=id, controller=self._name
             ) from error
         except FAILURES as error:
-            if is_reply(error) and await self._is_well():
+            if is_reply(error) and await self.is_well():
                 # An object in an archive, on a broken disk, with a key that is not to be had: all others can be read.
                 raise ControllerUnavailable(
                     f"the bucket of {self._name!r} does not give the object of chunk {id} now: {said(error)}"
                 ) from None
             raise parts.health.failed(error) from None
 
-    async def _is_well(self) -> bool:
+    async def is_well(self) -> bool:
         """Whether the bucket gives other objects."""
         try:
             await self._parts.bucket.get(self._known, 0, 1, patience=self._patience)
