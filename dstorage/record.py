@@ -65,6 +65,9 @@ DAMAGED = Record(0, 2**32 - 1, Locator(0))
 held up."""
 
 
+_new = tuple.__new__
+
+
 def pack_record(record: Record) -> bytes:
     """Encode a record into its 32 bytes."""
     return RECORD.pack(record.last_access, record.controller, *record.locator)
@@ -75,4 +78,5 @@ def unpack_record(raw: bytes | memoryview) -> Record:
     if len(raw) != RECORD.size:
         return DAMAGED
     last_access, controller, size, b, c = RECORD.unpack(raw)
-    return Record(last_access, controller, Locator(size, b, c))
+    # Past their constructors, which take three times as long.
+    return _new(Record, (last_access, controller, _new(Locator, (size, b, c))))

@@ -91,7 +91,7 @@ class Store:
             if buffer is not None:
                 handle.hot = True
                 return memoryview(buffer) if buffer.__class__ is bytes else memoryview(buffer).toreadonly()
-        read = self.read_in_thread(id)
+        read = self.inner.shortcut.read(id)
         if read is not None:
             return memoryview(read)
 
@@ -110,10 +110,6 @@ class Store:
                     handle.resolve(answer, wait=wait)
 
         return self.loop.call(begin)
-
-    def read_in_thread(self, id: int) -> bytes | None:
-        """The bytes of chunk `id` where they can be had without a trip to the loop (for `dstorage.Cache`)."""
-        return self.inner.shortcut.read(id)
 
     def peek(self, id: int) -> memoryview | None:
         """The bytes of chunk `id` if they are in memory, else None; never waits."""

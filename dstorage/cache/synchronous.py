@@ -118,6 +118,7 @@ class Cache:
                 self._own.close()
             raise
         self._core = self.inner.core
+        self._read = self.store.inner.shortcut.read
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -162,7 +163,7 @@ class Cache:
         if entry is None:
             return None
         if not entry.parts:
-            read = self.store.read_in_thread(entry.id)
+            read = self._read(entry.id)
             if read is not None and len(read) == entry.size and core.live.get(entry.key) is entry:
                 entry.used = True
                 return entry, read
