@@ -54,7 +54,7 @@ class Setting:
 SETTINGS = {
     "tiny": Setting(256, 16, 2, MIB // 2, 0),
     "medium": Setting(4096, 32, 4, 32 * MIB, 96 * MIB),
-    "full": Setting(8192, 32, 4, 184 * MIB, 256 * MIB),
+    "full": Setting(8192, 32, 4, 176 * MIB, 256 * MIB),
 }
 
 

@@ -12,13 +12,11 @@ from collections import defaultdict
 from dstorage_controllers.disk import Device
 
 
-def write_directly(monkeypatch, least, *, parts=False):
-    """Let direct I/O begin at chunks of `least` bytes, so that small tests meet it, and be done in two parts if `parts`."""
-    if parts:
-        monkeypatch.setattr("dstorage_controllers.disk.direct.PART_BYTES", 8192)
+def write_directly(monkeypatch, least):
+    """Let direct I/O begin at chunks of `least` bytes, and go through few pages at a time, so that small tests meet it."""
+    monkeypatch.setattr("dstorage_controllers.disk.direct.HUGE", 8192)
     monkeypatch.setattr("dstorage_controllers.disk.appender.DIRECT_BYTES", least)
     monkeypatch.setattr("dstorage_controllers.disk.reader.DIRECT_BYTES", least)
-    monkeypatch.setattr("dstorage.buffers.FRESH_BYTES", least)
 
 
 def is_direct(fd):

@@ -93,7 +93,7 @@ class TestDirect(DiskTests):
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch):
-        write_directly(monkeypatch, 3000, parts=True)
+        write_directly(monkeypatch, 3000)
 
 
 class TestDirectEncrypted(TestDirect):

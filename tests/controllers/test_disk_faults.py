@@ -7,7 +7,6 @@ import errno
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 from devices import FaultyDevice, write_directly
@@ -739,25 +738,3 @@ async def test_what_one_way_wrote_the_other_way_reads(tmp_path, monkeypatch):
         assert await bench.get(places) == wanted
         await bench.controller.close()
         state = bench.state
-
-
-@directly
-async def test_of_what_is_written_in_two_parts_all_before_the_failure_counts(bench, device, monkeypatch):
-    write_directly(monkeypatch, 4096, parts=True)
-    wanted = chunks(1, 4, 16_384)
-    failing = threading.Event()
-
-    def second_fails(self, fd, buffers, offset):
-        if offset >= layout.slots_for(SMALL) * 32 + 32_768:
-            failing.set()
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return Device.pwritev(self, fd, buffers, offset)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(FaultyDevice, "pwritev", second_fails)
-        taken, refused = await offer(bench, wanted)
-    assert failing.is_set()
-    assert set(taken) == {1, 2}
-    assert all(isinstance(error, ControllerUnavailable) for error in refused)
-    again = await bench.put({id: wanted[id] for id in (3, 4)})
-    assert await bench.get({**taken, **again}) == wanted

@@ -33,7 +33,7 @@ U64 = st.integers(0, 2**64 - 1)
 
 @pytest.fixture(autouse=True)
 def _settings(monkeypatch):
-    write_directly(monkeypatch, 500, parts=True)
+    write_directly(monkeypatch, 500)
     monkeypatch.setenv("DSTORAGE_TEST_KEY", "5a" * 32)
 
 

@@ -86,7 +86,7 @@ class Life:
 @pytest.mark.parametrize(("punch", "direct"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 async def test_the_last_commit_is_whole_after_any_power_failure(tmp_path, seed, punch, direct, monkeypatch):
-    write_directly(monkeypatch, 4096, parts=True)
+    write_directly(monkeypatch, 4096)
     device = RecordingDevice(Device(punch=punch))
     bench = Bench(DiskController(segment_bytes=2**16, direct=direct, device=device), tmp_path / "own")
     await bench.open()

@@ -192,7 +192,7 @@ class TestDirect(DirectMachine.TestCase):
 
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch):
-        write_directly(monkeypatch, 4096, parts=True)
+        write_directly(monkeypatch, 4096)
 
 
 class TestFewDescriptors(FewDescriptorsMachine.TestCase):

@@ -74,10 +74,6 @@ class Appender:
         self._segment_bytes = segment_bytes
         self._direct = DirectWriter(log.files.device)
 
-    def close(self) -> None:
-        """End what it uses; nothing is being appended any more."""
-        self._direct.close()
-
     def append(self, items: Sequence[Item]) -> list[Locator | Exception]:
         """Blocking: write chunks; each is answered in its place by its locator or by why it was not written."""
         answers: list[Locator | Exception] = [ControllerUnavailable("not written")] * len(items)

@@ -298,7 +298,6 @@ class DiskController(Controller):
                 pool.shutdown()
         self._writer = self._workers = None
         if opened is not None:
-            opened.appender.close()
             opened.log.files.close(opened.log.segments.values())
 
     # -- reading ------------------------------------------------------------------------------------------------------

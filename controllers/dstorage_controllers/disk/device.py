@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dstorage.buffers import PAGE
+from dstorage_controllers.disk.layout import PAGE
 
 Writable = bytearray | memoryview
 

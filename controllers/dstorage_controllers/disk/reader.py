@@ -8,17 +8,18 @@ it would stop the kernel's own, faster reading ahead.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from dstorage.buffers import fresh_buffer, fresh_bytes, on_page
+from dstorage.buffers import fresh_buffer, fresh_bytes
 from dstorage.controller import Buffer
 from dstorage.errors import ChunkError, ControllerUnavailable, CorruptData, Lost
 from dstorage.record import Locator
 from dstorage_controllers.disk import layout
 from dstorage_controllers.disk.codec import Codec
-from dstorage_controllers.disk.direct import DIRECT_BYTES, pages
+from dstorage_controllers.disk.direct import DIRECT_BYTES, DirectReader, pages
 from dstorage_controllers.disk.files import Segment, read_exactly
 from dstorage_controllers.disk.layout import PAGE, Place
 from dstorage_controllers.disk.log import SegmentLog
@@ -49,7 +50,7 @@ class Read(NamedTuple):
         place: Where it is.
         buffer: What to read it into.
         begun: So many bytes of it are there already; only the first of a run has any.
-        direct: It is read past the page cache; the buffer is on a page, and as long as the pages it lies in.
+        direct: It is read past the page cache, by whole pages.
     """
 
     at: int
@@ -62,7 +63,7 @@ class Read(NamedTuple):
     @property
     def end(self) -> int:
         """Where its neighbour begins."""
-        return self.place.first + len(self.buffer)
+        return self.place.first + (pages(self.place.stored) if self.direct else self.place.stored)
 
 
 class _Begun(NamedTuple):
@@ -88,6 +89,7 @@ class Reader:
         self._log = log
         self._codec = codec
         self._device = log.files.device
+        self._thread = threading.local()
         self._begun: _Begun | None = None
         """The last read that the page cache could answer in part. One is enough: it is a reading in sequence that meets
         the kernel's own reading ahead, and beginning anew cost it a fifth of its speed."""
@@ -171,11 +173,7 @@ class Reader:
                     # and memory that travels between them is held twice.
                     begun = self._begun
                     if self._is_direct(place):
-                        buffer = fresh_buffer(pages(place.stored))
-                        direct = on_page(buffer)
-                        if not direct:
-                            del buffer[place.stored :]
-                        read = Read(at, id, place, buffer, direct=direct)
+                        read = Read(at, id, place, fresh_buffer(place.stored), direct=True)
                     elif begun is not None and begun.id == id and begun.locator == locator:
                         read = Read(at, id, place, begun.buffer, begun.done)
                         self._begun = None
@@ -223,16 +221,17 @@ class Reader:
 
     def _read_direct(self, fd: int, segment: Segment, run: Sequence[Read], answers: Answers) -> None:
         """What does not come whole is read again, by the page cache."""
-        wanted = run[-1].place.end - run[0].place.first
+        reader: DirectReader | None = getattr(self._thread, "reader", None)
+        if reader is None:
+            reader = self._thread.reader = DirectReader(self._device)
+        targets = [(read.place.first, read.buffer) for read in run]
         try:
             with self._log.files.using(segment, direct=True) as direct_fd:
-                done = self._device.preadv(direct_fd, [read.buffer for read in run], run[0].place.first)
+                whole = reader.read(direct_fd, targets, run[0].place.first, run[-1].place.end)
         except OSError:
             # Wherever the reason lies, the other way will find it too, or do.
-            done = 0
-        for read in run:
-            del read.buffer[read.place.stored :]
-        self._check_run(fd, run, answers, whole=done >= wanted)
+            whole = False
+        self._check_run(fd, run, answers, whole=whole)
 
     def _read_run(self, fd: int, run: Sequence[Read], answers: Answers) -> None:
         begun = run[0].begun
