@@ -110,7 +110,7 @@ asyncio.SelectorEventLoop.add_signal_handler = refuse
 async def test_where_there_are_no_unix_sockets_a_node_says_so(tmp_path, monkeypatch):
     monkeypatch.delattr("socket.AF_UNIX")
     async with (
-        dstorage.open(tmp_path / "store", budget="1M", pressure=None) as store,
+        dstorage.open(tmp_path / "store", budget="4M", pressure=None) as store,
         Server(store) as server,
     ):
         with pytest.raises(dstorage.InvalidArgumentError, match="no unix sockets"):
