@@ -32,11 +32,17 @@ class Index:
     Args:
         catalog: The last commit.
         free: Called with (id, record) for each place that no commit refers to any more.
+        many: So many changes that no commit has yet take memory worth a commit.
+        on_many: Called when there are so many.
     """
 
-    def __init__(self, catalog: Catalog, free: Callable[[int, Record], None]) -> None:
+    def __init__(
+        self, catalog: Catalog, free: Callable[[int, Record], None], *, many: int, on_many: Callable[[], object]
+    ) -> None:
         self.catalog = catalog
         self._free = free
+        self._many = many
+        self._on_many = on_many
         self.current: dict[int, Record | None] = {}
         self.frozen: dict[int, Record | None] = {}
         self._current_copies: dict[int, Copies] = {}
@@ -100,6 +106,8 @@ class Index:
             self.current[id] = record
             if copies:
                 self._current_copies[id] = copies
+            if len(self.current) == self._many:
+                self._on_many()
         if superseded:
             self._free_but(id, superseded, (record, *copies), (self.frozen.get(id), *self.frozen_copies.get(id, ())))
 

@@ -121,7 +121,7 @@ def open(
         policy: Eviction policy: its name, or what makes one, given a capacity in bytes; the default is chosen by measured miss ratios.
         dirty_share: Share of the budget that may be dirty before whoever writes is slowed.
         commit_interval: Seconds between background commits, None for none (commits are then the program's own, and one
-            at close).
+            at close). One comes sooner when so many chunks changed that remembering it takes more than a sixteenth of the budget.
         max_handles: Most handles in the table, None for no limit but the budget.
         max_cached: Most unreferenced chunks kept in memory, None for no limit but the budget.
         read_only: Look only: shows the newest commit, and may run beside the process that writes.

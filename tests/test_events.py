@@ -40,6 +40,19 @@ async def test_what_leaves_memory_tells_why(store):
     assert reasons == ["limit", "critical", "room"]
 
 
+async def test_very_many_changes_are_committed_before_their_time(tmp_path):
+    async with dstorage.open(tmp_path, budget=2**20, commit_interval=3600.0, pressure=None) as store:
+        with store.events() as events:
+            for _ in range(5000):
+                (await store.create(4096, wait=5)).release()
+            async with asyncio.timeout(30):
+                async for event in events:
+                    if event.kind == "commit":
+                        break
+        async with dstorage.open(tmp_path, budget=2**20, read_only=True, pressure=None) as reader:
+            assert reader.stats().chunks >= 4096
+
+
 async def test_controllers_chunks_and_copies_are_told(tmp_path):
     fast, slow = MemoryController("fast", rank=50), MemoryController("slow", rank=10)
     rules = {"fast": TierRule(copy_to=("slow",))}
