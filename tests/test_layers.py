@@ -27,7 +27,7 @@ LAYERS = [
 
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 TOP = len(LAYERS) - 1
-CONTRACT = {"dstorage.buffers", "dstorage.controller", "dstorage.errors", "dstorage.record"}
+CONTRACT = {"dstorage.buffers", "dstorage.controller", "dstorage.errors", "dstorage.mount", "dstorage.record"}
 """What a plug-in may import of the core; `dstorage` itself re-exports the same and is allowed as well."""
 
 

@@ -576,32 +576,6 @@ async def test_ciphertext_moved_to_another_place_is_refused(tmp_path, monkeypatc
 
 # -- the device itself ------------------------------------------------------------------------------------------------------
 
-MOUNTS = [
-    "22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/vda rw",
-    "40 22 0:40 / /mnt/lab rw - nfs4 server:/lab rw",
-    "41 40 0:41 / /mnt/lab/local rw - xfs /dev/sdb rw",
-    "42 22 0:42 / /mnt/two\\040words rw - cifs //server/x rw",
-    "nonsense",
-]
-
-
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/home/me", None),
-        ("/mnt/lab/store", "nfs4"),
-        ("/mnt/laboratory", None),
-        ("/mnt/lab/local/store", None),
-        ("/mnt/two words/store", "cifs"),
-    ],
-)
-def test_network_file_systems_are_known_by_their_mount(path, kind):
-    from pathlib import Path
-
-    from dstorage_controllers.disk.device import network_type
-
-    assert network_type(MOUNTS, Path(path)) == kind
-
 
 async def test_a_network_file_system_is_warned_of(tmp_path):
     class Remote(Device):

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dstorage.mount import mount_of
 from dstorage_controllers.disk.layout import PAGE
 
 Writable = bytearray | memoryview
@@ -25,7 +26,6 @@ IOV_MAX = 1024
 """Buffers that one vectored call takes, on every system that has one (POSIX promises 16, all of ours have 1024)."""
 
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
-_NETWORK_TYPES = ("nfs", "cifs", "smb", "ceph", "gluster", "9p", "afs", "lustre", "fuse.sshfs", "glusterfs", "ncpfs")
 
 
 def _find_fallocate() -> Callable[[int, int, int, int], int] | None:
@@ -260,28 +260,6 @@ class Device:
         return found.f_bavail * found.f_frsize
 
     def network_type(self, path: Path) -> str | None:
-        """Type of the network file system `path` is on, from /proc/self/mountinfo; None for a local one or unknown."""
-        try:
-            lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
-        except OSError:
-            return None
-        return network_type(lines, path.resolve())
-
-
-def network_type(mountinfo: Sequence[str], path: Path) -> str | None:
-    """Type of the network file system that holds `path`, or None.
-
-    Args:
-        mountinfo: Lines of proc_pid_mountinfo(5).
-        path: Absolute, without symbolic links.
-    """
-    best, found = -1, None
-    for line in mountinfo:
-        head, _, tail = line.partition(" - ")
-        fields = head.split()
-        if len(fields) < 5 or not tail:
-            continue
-        mount = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
-        if len(mount) >= best and path.is_relative_to(mount):
-            best, found = len(mount), tail.split()[0]
-    return found if found is not None and found.startswith(_NETWORK_TYPES) else None
+        """Type of the network file system `path` is on; None for a local one or unknown."""
+        mount = mount_of(path)
+        return mount.kind if mount is not None and mount.network else None
