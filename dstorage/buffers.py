@@ -44,3 +44,15 @@ def fresh_bytes(size: int) -> tuple[bytes | None, bytearray | memoryview]:
         return None, bytearray(size)
     data: bytes = _allocate_bytes(None, size)
     return data, _view_memory(id(data) + _BYTES_HEAD, size, _WRITABLE)
+
+
+def fresh_contents(size: int) -> tuple[bytes | bytearray, bytearray | memoryview]:
+    """Contents of a chunk that nobody else knows yet, and a view to fill them by, which is to be dropped before anybody does.
+
+    Bytes where that is no slower: these can be given to a program as they are.
+    """
+    data, view = fresh_bytes(size)
+    if data is None:
+        assert isinstance(view, bytearray)
+        return view, view
+    return data, view

@@ -129,7 +129,7 @@ class Chunks:
             handle.release()
 
     def peek(self, entry: Entry) -> bytes | bytearray | None:
-        """The payload if it is in one chunk and in memory; from any thread.
+        """The payload if it is in one chunk and in memory; from any thread. Not bytes that are still to be made some: ask the loop.
 
         Contents never change once published, so that what is returned stays what it is.
         """
@@ -139,6 +139,8 @@ class Chunks:
         buffer = handle.buffer
         if buffer is None or len(buffer) != entry.size:
             return None
+        if buffer.__class__ is bytearray and entry.kind is Kind.BYTES:
+            return None
         handle.hot = True
         return buffer
 
@@ -147,9 +149,7 @@ class Chunks:
         handle = self._store.table.get(entry.id)
 
         def answer(handle: Handle) -> None:
-            if handle.buffer is not None and entry.kind is Kind.BYTES:
-                _freeze(handle)
-            buffer = handle.buffer
+            buffer = _payload(handle, entry)
             handle.release()
             done(buffer if buffer is not None and len(buffer) == entry.size else None)
 
@@ -176,9 +176,7 @@ class Chunks:
         try:
             if handle.buffer is None:
                 await handle.get(wait=self._wait)
-                if entry.kind is Kind.BYTES:
-                    _freeze(handle)
-            buffer = handle.buffer
+            buffer = _payload(handle, entry)
             assert buffer is not None
         finally:
             handle.release()
@@ -207,11 +205,14 @@ class Chunks:
         return joined.getvalue()
 
 
-def _freeze(handle: Handle) -> None:
-    """Let the contents, read into a bytearray, be bytes from now on: these can be given out without a copy."""
+def _payload(handle: Handle, entry: Entry) -> bytes | bytearray | None:
+    """The contents, if they are in memory: bytes are bytes from now on, which can be given out without a copy (on the loop)."""
     buffer = handle.buffer
-    if buffer.__class__ is bytearray and not handle.dirty:
-        swap(handle, bytes(buffer))
+    if buffer.__class__ is bytearray and entry.kind is Kind.BYTES and not handle.dirty:
+        assert buffer is not None
+        buffer = bytes(buffer)
+        swap(handle, buffer)
+    return buffer
 
 
 def runs(ids: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -52,6 +53,42 @@ async def test_bytes_are_given_out_without_a_copy_also_when_they_came_from_a_con
     assert first == bytes(50_000)
     assert await cache.get("a") is first
     assert await cache.get("a", copy=True) is not first
+
+
+@pytest.fixture
+async def disk_cache(tmp_path):
+    """A cache in a directory, committing only when told."""
+    async with AsyncCache(tmp_path / "c", budget="64M", commit_interval=None, pressure=False) as opened:
+        yield opened
+
+
+async def cool(cache):
+    """Have nothing in memory."""
+    await cache.commit()
+    cache.store.set_budget(1)
+    cache.store.set_budget("64M")
+
+
+@pytest.mark.parametrize("size", [50_000, 500_000])
+async def test_what_get_many_brought_into_memory_is_given_out_without_a_copy(disk_cache, size):
+    await disk_cache.set_many({"a": os.urandom(size), "b": os.urandom(size)})
+    await cool(disk_cache)
+    first = (await disk_cache.get_many(["a", "b"]))["a"]
+    assert await disk_cache.get("a") is first
+
+
+async def test_a_large_value_is_read_from_the_disk_into_the_bytes_that_are_given_out(disk_cache):
+    size = 2**20
+    value = os.urandom(size)
+    await disk_cache.set("a", value)
+    await cool(disk_cache)
+    tracemalloc.start()
+    try:
+        assert await disk_cache.get("a") == value
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * size
 
 
 async def test_expiry_to_the_moment(cache, clock):

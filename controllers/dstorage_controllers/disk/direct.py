@@ -67,7 +67,7 @@ class DirectReader:
         self._device = device
         self._memory = one_piece(HUGE)
 
-    def read(self, fd: int, targets: Iterable[tuple[int, bytearray]], offset: int, end: int) -> bool:
+    def read(self, fd: int, targets: Iterable[tuple[int, bytearray | memoryview]], offset: int, end: int) -> bool:
         """Blocking: read from `offset` (on a page) to `end`; False if that did not come whole.
 
         Args:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from dstorage.buffers import fresh_buffer, fresh_bytes
+from dstorage.buffers import fresh_buffer, fresh_bytes, fresh_contents
 from dstorage.controller import Buffer
 from dstorage.errors import ChunkError, ControllerUnavailable, CorruptData, Lost
 from dstorage.record import Locator
@@ -48,7 +48,8 @@ class Read(NamedTuple):
         at: The place of its answer.
         id: The chunk.
         place: Where it is.
-        buffer: What to read it into.
+        contents: What it is read into.
+        view: What fills them.
         begun: So many bytes of it are there already; only the first of a run has any.
         direct: It is read past the page cache, by whole pages.
     """
@@ -56,7 +57,8 @@ class Read(NamedTuple):
     at: int
     id: int
     place: Place
-    buffer: bytearray
+    contents: bytes | bytearray
+    view: bytearray | memoryview
     begun: int = 0
     direct: bool = False
 
@@ -69,7 +71,8 @@ class Read(NamedTuple):
 class _Begun(NamedTuple):
     id: int
     locator: Locator
-    buffer: bytearray
+    contents: bytes | bytearray
+    view: bytearray | memoryview
     done: int
 
 
@@ -118,19 +121,19 @@ class Reader:
                 self._device.expect(segment.fd, in_sequence=in_sequence)
         if stored > INLINE_BYTES or (flags and size > INLINE_DECODE_BYTES):
             return None
-        buffer = fresh_buffer(stored)
+        contents, view = fresh_contents(stored)
         try:
-            done = self._device.preadv(segment.fd, (buffer,), first, nowait=True)
+            done = self._device.preadv(segment.fd, (view,), first, nowait=True)
         except OSError:
             # Not cached, or an error that the thread will meet too and explain.
             return None
         if done != stored:
             # The kernel is still reading ahead: `plan` goes on from here.
-            self._begun = _Begun(id, locator, buffer, done)
+            self._begun = _Begun(id, locator, contents, view, done)
             return None
-        if not self._codec.matches(id, place, buffer):
+        if not self._codec.matches(id, place, contents):
             return None
-        return self._codec.decode(id, place, buffer) if flags else buffer
+        return self._codec.decode(id, place, contents) if flags else contents
 
     def read_in_thread(self, id: int, locator: Locator, *, writable: bool) -> bytes | bytearray | None:
         """In any thread: what is in the page cache; None if anything about it is doubtful."""
@@ -173,12 +176,12 @@ class Reader:
                     # and memory that travels between them is held twice.
                     begun = self._begun
                     if self._is_direct(place):
-                        read = Read(at, id, place, fresh_buffer(place.stored), direct=True)
+                        read = Read(at, id, place, *fresh_contents(place.stored), direct=True)
                     elif begun is not None and begun.id == id and begun.locator == locator:
-                        read = Read(at, id, place, begun.buffer, begun.done)
+                        read = Read(at, id, place, begun.contents, begun.view, begun.done)
                         self._begun = None
                     else:
-                        read = Read(at, id, place, fresh_buffer(place.stored))
+                        read = Read(at, id, place, *fresh_contents(place.stored))
                     wanted.append((self._log.segment(place.segment), read))
                     # What has to be decoded is more work by the byte.
                     total += place.size * 8 if place.flags else place.stored
@@ -224,7 +227,7 @@ class Reader:
         reader: DirectReader | None = getattr(self._thread, "reader", None)
         if reader is None:
             reader = self._thread.reader = DirectReader(self._device)
-        targets = [(read.place.first, read.buffer) for read in run]
+        targets = [(read.place.first, read.view) for read in run]
         try:
             with self._log.files.using(segment, direct=True) as direct_fd:
                 whole = reader.read(direct_fd, targets, run[0].place.first, run[-1].place.end)
@@ -235,29 +238,28 @@ class Reader:
 
     def _read_run(self, fd: int, run: Sequence[Read], answers: Answers) -> None:
         begun = run[0].begun
-        buffers: list[bytearray | memoryview] = [read.buffer for read in run]
+        buffers = [read.view for read in run]
         if begun:
-            buffers[0] = memoryview(run[0].buffer)[begun:]
+            buffers[0] = memoryview(run[0].view)[begun:]
         whole = read_exactly(self._device, fd, buffers, run[0].place.first + begun)
         self._check_run(fd, run, answers, whole=whole)
 
     def _check_run(self, fd: int, run: Sequence[Read], answers: Answers, *, whole: bool) -> None:
         for read in run:
-            buffer = read.buffer
             try:
-                if not (whole and self._codec.matches(read.id, read.place, buffer)):
-                    self._reread(fd, read, buffer)
-                answers[read.at] = self._codec.decode(read.id, read.place, buffer)
+                if not (whole and self._codec.matches(read.id, read.place, read.contents)):
+                    self._reread(fd, read)
+                answers[read.at] = self._codec.decode(read.id, read.place, read.contents)
             except (ChunkError, OSError) as error:
                 answers[read.at] = self._explain(error, read)
 
-    def _reread(self, fd: int, read: Read, buffer: bytearray) -> None:
+    def _reread(self, fd: int, read: Read) -> None:
         """Once more from the medium: it may be the copy in the page cache that is damaged."""
         id, place = read.id, read.place
         self._device.drop_cache(fd, place.first, place.stored)
-        if not read_exactly(self._device, fd, [buffer], place.first):
+        if not read_exactly(self._device, fd, [read.view], place.first):
             raise Lost(f"segment {place.segment} ends before it", id=id)
-        if not self._codec.matches(id, place, buffer):
+        if not self._codec.matches(id, place, read.contents):
             raise CorruptData(
                 f"chunk {id} fails its checksum ({place.stored} bytes at {place.first} in "
                 f"{self._log.files.path(place.segment)})",
