@@ -35,6 +35,7 @@ from dstorage.handle import Handle as AsyncHandle
 from dstorage.info import ChunkInfo, ControllerInfo, Stats
 from dstorage.record import Record
 from dstorage.store import Store as AsyncStore
+from dstorage.waiting import check_wait
 
 T = TypeVar("T")
 
@@ -85,6 +86,8 @@ class Store:
 
     def get(self, id: int, *, wait: float | None = None) -> memoryview:
         """The bytes of chunk `id`, read-only; valid for as long as anybody has the view. See `Handle.get`."""
+        if wait is not None:
+            check_wait(wait)
         handle = self._handles.get(id)
         if handle is not None:
             buffer = handle.buffer
@@ -218,9 +221,11 @@ class Store:
 
     def wait(self, ids: Iterable[int], n: int | None = None, timeout: float | None = None) -> list[Handle]:
         """Wait until `n` of the chunks are resolved, or `timeout` seconds have passed; see `dstorage.Store.wait`."""
+        # Here, not on the loop: what gives the ids may ask this store for them.
+        wanted = list(ids)
 
         async def wait() -> list[int]:
-            handles = await self.inner.wait(ids, n, timeout)
+            handles = await self.inner.wait(wanted, n, timeout)
             for handle in handles:
                 handle.release()
             return [handle.id for handle in handles]

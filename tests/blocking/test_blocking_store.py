@@ -144,6 +144,16 @@ def test_an_impossible_id_is_refused(store, id):
         store.get(id)
 
 
+@pytest.mark.parametrize("wait", [-1, float("nan"), float("inf"), "1"])
+def test_an_impossible_wait_is_refused_wherever_the_chunk_is(store, wait):
+    handle = store.create(b"bytes")
+    for _ in range(2):
+        for call in (handle.get, handle.resolve, lambda wait: handle.edit(wait=wait).__enter__()):
+            with pytest.raises(InvalidArgumentError, match="wait="):
+                call(wait=wait)
+        evict(store, handle)
+
+
 def test_an_unknown_id_is_lost(store):
     handle = store.handle(99)
     with pytest.raises(Lost, match="99"):
@@ -255,6 +265,16 @@ def test_many_are_resolved_together_and_one_by_one(store):
     assert len(store.wait(ids, 5, timeout=30)) == 5
     store.prefetch(ids)
     assert store.info(ids[0]).refs == 0
+
+
+def test_ids_may_come_from_the_store_itself(store):
+    ids = [store.create(b"x").id for _ in range(3)]
+    store.commit()
+    assert len(store.wait(store.ids())) == 3
+    assert len(store.resolve_all(store.ids())) == 3
+    assert {handle.id for handle in store.resolve_each(store.ids())} == set(ids)
+    store.prefetch(store.ids())
+    assert store.migrate(store.ids(), to="memory") == 0
 
 
 def test_breaking_off_a_resolve_each_gives_everything_back(store):
