@@ -110,6 +110,8 @@ class AsyncPagedArray(Elements):
 
         Raises:
             InvalidArgumentError: There is none of that name.
+            TemporarilyUnavailable, MemoryUnavailable: What says where its tiles are cannot be had. Its name is free all the same;
+                its space follows when the next array is made or deleted.
         """
         await naming.delete(_checked(store), name, wait)
 

@@ -8,11 +8,12 @@ finished then.
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from contextlib import suppress
 
 from dstorage.array.layout import Layout
-from dstorage.array.tiles import FANOUT, pack_root, root_slots, span_of, tile_bytes, unpack_root
+from dstorage.array.tiles import FANOUT, NODE_BYTES, pack_root, root_slots, span_of, tile_bytes, unpack_root
 from dstorage.catalog import MAX_NAME_BYTES
 from dstorage.errors import (
     CorruptData,
@@ -49,8 +50,7 @@ async def create(store: Store, name: str, layout: Layout, wait: float | None) ->
     """
     key = key_of(name)
     store.check_writable()
-    with suppress(TemporarilyUnavailable, MemoryUnavailable):
-        await finish_deleting(store, None)
+    await finish_deleting(store)
     packed = pack_root(layout)
     _check_free(store, key, name)
     await store.room.reserve(len(packed), 0, wait)
@@ -103,20 +103,28 @@ async def delete(store: Store, name: str, wait: float | None) -> None:
     if id is None:
         raise InvalidArgumentError(f"no array {name!r} in this store")
     store.set_name(key, None)
-    store.set_name(DELETED + b"%d" % id, id)
-    await finish_deleting(store, wait)
+    doomed = DELETED + b"%d" % id
+    store.set_name(doomed, id)
+    await _finish(store, doomed, id, wait)
+    await finish_deleting(store)
 
 
-async def finish_deleting(store: Store, wait: float | None) -> None:
-    """Delete what is under ``array-deleted/``; safe to be done by several at once, and again after a crash."""
+async def finish_deleting(store: Store) -> None:
+    """Delete what is under ``array-deleted/``, but for what is away now."""
     for key, id in list(store.names(DELETED)):
-        # What cannot be read any more cannot say what it names; what is no array is not ours to delete.
-        with suppress(Lost, Deleted, CorruptData), store.table.get(id) as root:
-            layout, head = unpack_root(await root.get(wait=wait), "?", id)
-            with suppress(Lost, Deleted):
-                await _delete_below(store, layout, id, head, 0, 0, wait)
-            root.delete()
-        store.set_name(key, None)
+        with suppress(TemporarilyUnavailable, MemoryUnavailable):
+            await _finish(store, key, id, None)
+
+
+async def _finish(store: Store, key: bytes, id: int, wait: float | None) -> None:
+    """Delete the array that `key` stands for; safe to be done by several at once, and again after a crash."""
+    # What cannot be read any more cannot say what it names; what is no array is not ours to delete.
+    with suppress(Lost, Deleted, CorruptData), store.table.get(id) as root:
+        layout, head = unpack_root(await root.get(wait=wait), "?", id)
+        with suppress(Lost, Deleted):
+            await _delete_below(store, layout, id, head, 0, 0, wait)
+        root.delete()
+    store.set_name(key, None)
 
 
 async def _delete_below(
@@ -126,21 +134,19 @@ async def _delete_below(
     span = span_of(layout, level)
     slots = root_slots(layout) if level == 0 else FANOUT
     with store.table.get(node) as handle:
-        view = await handle.get(wait=wait)
-        if len(view) != head + slots * 8:
-            return
-        ids = struct.unpack_from(f"<{slots}Q", view, head)
+        ids = struct.unpack_from(f"<{slots}Q", await handle.get(wait=wait), head)
     for slot, id in enumerate(ids):
         if not id:
             continue
         number = first + slot * span
+        # A damaged tree must not take other people's chunks with it.
+        info = store.info(id)
+        if info is None or info.size != (NODE_BYTES if span > 1 else tile_bytes(layout, number)):
+            continue
         if span > 1:
             with suppress(Lost, Deleted):
                 await _delete_below(store, layout, id, 0, level + 1, number, wait)
-        else:
-            # A damaged tree must not take other people's chunks with it.
-            info = store.info(id)
-            if info is None or info.size != tile_bytes(layout, number):
-                continue
         with store.table.get(id) as below, suppress(Lost):
             below.delete()
+    # A node names many: others on the loop have their turn.
+    await asyncio.sleep(0)

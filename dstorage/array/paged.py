@@ -101,6 +101,8 @@ class PagedArray:
 
         Raises:
             InvalidArgumentError: There is none of that name.
+            TemporarilyUnavailable, MemoryUnavailable: What says where its tiles are cannot be had. Its name is free all the same;
+                its space follows when the next array is made or deleted.
         """
         _checked(store).call(naming.delete, store.inner, name, wait)
 

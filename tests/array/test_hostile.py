@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_controller import MemoryController
 
 import dstorage
 from dstorage.array.core import AsyncPagedArray
@@ -118,3 +120,48 @@ async def test_what_is_to_be_deleted_but_is_no_array_is_left_alone(store):
         await AsyncPagedArray.create(store, "b", 4)
         assert bytes(await handle) == b"mine"
     assert not list(store.names(DELETED))
+
+
+async def test_deleting_an_array_whose_tree_names_other_chunks_leaves_them(store):
+    array = await AsyncPagedArray.create(store, "a", 4000, "u1", tile=1)
+    await array.write(0, 1)
+    with await store.create(b"no node") as other, await root_of(store, b"a") as root:
+        await change(root, lambda ids: struct.pack_into("<Q", ids, len(ids) - 16, other.id))
+        await AsyncPagedArray.delete(store, "a")
+        assert bytes(await other) == b"no node"
+    assert not list(store.names(DELETED))
+
+
+async def test_a_tree_that_names_itself_is_deleted_once(store):
+    array = await AsyncPagedArray.create(store, "a", 2**40, "u1", tile=1)
+    await array.write(0, 1)
+    with await root_of(store, b"a") as root:
+        (node,) = struct.unpack_from("<Q", await root, len(await root) - 8 * 1024)
+    with store.handle(node) as handle:
+        await change(handle, lambda ids: struct.pack_into("<1024Q", ids, 0, *[node] * 1024))
+    await AsyncPagedArray.delete(store, "a")
+    assert store.info(node) is None
+    assert not list(store.names(DELETED))
+
+
+async def test_an_array_that_is_away_does_not_keep_another_from_being_deleted(tmp_path, memory):
+    options = {"budget": 2**20, "commit_interval": None, "pressure": None}
+    away = MemoryController("away", rank=1)
+    async with dstorage.open(tmp_path / "store", controllers=[away], **options) as store:
+        await (await AsyncPagedArray.create(store, "a", 4000, "u1", tile=1)).write(np.s_[::50], 1)
+    away = MemoryController("away", rank=1, medium=away.medium)
+    async with dstorage.open(tmp_path / "store", controllers=[memory, away], **options) as store:
+        await (await AsyncPagedArray.create(store, "b", 4000, "u1", tile=1)).write(np.s_[::50], 1)
+        await store.commit()
+        away.set_unavailable(True)
+        with pytest.raises(dstorage.TemporarilyUnavailable):
+            await AsyncPagedArray.delete(store, "a", wait=None)
+        await AsyncPagedArray.delete(store, "b", wait=None)
+        await store.commit()
+        assert AsyncPagedArray.names(store) == []
+        assert {store.info(id).controller for id in store.ids()} == {"away"}
+        away.set_unavailable(False)
+        await asyncio.sleep(0)
+        await AsyncPagedArray.create(store, "c", 4)
+        await store.commit()
+        assert store.stats().chunks == 1
