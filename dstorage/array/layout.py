@@ -33,6 +33,7 @@ LEAST_TILES_IN_BUDGET = 4
 _SIMPLE = re.compile(r"[<>|][?biufcmMSUV]\d{1,9}(\[\d{0,9}[a-zA-Z]{1,2}\])?")
 _FIELDS = {"format", "dtype", "shape", "tile", "fill"}
 _MAX_FIELDS = 1024
+_MAX_DEPTH = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,11 @@ class Layout:
             )
         if kind.itemsize == 0:
             raise InvalidArgumentError(f"dtype {kind} has no size: give one, as in 'S8'")
-        if kind.subdtype is not None or np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(kind)) != kind:
-            raise InvalidArgumentError(f"dtype {kind!r} cannot be written down: use numpy's own types")
+        if kind.subdtype is not None or not _comes_back(kind):
+            raise InvalidArgumentError(
+                f"dtype {str(kind)[:200]} cannot be written down: use numpy's own types, and structures of at most {_MAX_FIELDS} "
+                f"fields, {_MAX_DEPTH} deep, in the order of their offsets and without titles"
+            )
         lengths = lengths_of(shape, "shape")
         if tile == "bands":
             edges = _bands(lengths, kind.itemsize, min(TILE_BYTES, budget // TILES_IN_BUDGET))
@@ -223,13 +227,22 @@ def _stored(value: object) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _comes_back(kind: np.dtype[Any]) -> bool:
+    """Whether a type is the same when it was written and read."""
+    try:
+        described = json.loads(json.dumps(np.lib.format.dtype_to_descr(kind)))
+        return bool(np.lib.format.descr_to_dtype(_description(described, 0)) == kind)
+    except ValueError:
+        return False
+
+
 def _description(value: object, depth: int) -> Any:
     """The description of an element type, as numpy takes it: JSON knows no tuples."""
     if isinstance(value, str):
         if not _SIMPLE.fullmatch(value):
             raise InvalidArgumentError(f"dtype {value[:40]!r}")
         return value
-    if depth > 8 or not isinstance(value, list) or not 0 < len(value) <= _MAX_FIELDS:
+    if depth >= _MAX_DEPTH or not isinstance(value, list) or not 0 < len(value) <= _MAX_FIELDS:
         raise InvalidArgumentError(f"dtype {str(value)[:80]}")
     fields = []
     for entry in value:

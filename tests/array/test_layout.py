@@ -16,6 +16,13 @@ BUDGET = 256 * 2**20
 STRUCTURE = np.dtype([("place", "<f8", (3,)), ("name", "S4"), ("tag", [("a", "u1"), ("b", ">i2")])], align=True)
 
 
+def nested(depth):
+    kind = np.dtype("f4")
+    for _ in range(depth):
+        kind = np.dtype([("inside", kind)])
+    return kind
+
+
 @pytest.mark.parametrize(
     ("shape", "tile", "expected"),
     [
@@ -45,6 +52,8 @@ def test_tiles_are_bands_of_whole_rows_or_near_to_cubes(shape, tile, expected):
         ("U3", "äöü"),
         ("M8[ns]", "NaT"),
         (STRUCTURE, None),
+        (nested(9), None),
+        (np.dtype([(f"f{number}", "u1") for number in range(1024)]), None),
     ],
 )
 def test_a_description_comes_back_as_it_was(dtype, fill):
@@ -62,6 +71,10 @@ def test_a_description_comes_back_as_it_was(dtype, fill):
         {"dtype": "S"},
         {"dtype": "no such type"},
         {"dtype": np.dtype(("f8", (3,)))},
+        {"dtype": np.dtype({"names": ["a"], "formats": ["f4"], "titles": ["b"]})},
+        {"dtype": np.dtype({"names": ["a", "b"], "formats": ["i4", "i2"], "offsets": [4, 0]})},
+        {"dtype": np.dtype([(f"f{number}", "u1") for number in range(1025)])},
+        {"dtype": nested(10)},
         {"shape": (-1,)},
         {"shape": (2.5,)},
         {"shape": "abc"},
