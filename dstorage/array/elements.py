@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -239,7 +238,7 @@ class Elements:
         if not self.shape:
             raise InvalidArgumentError("an array without axes has no bands: use read()")
         shape = (self.tile[0] if rows is None else rows, *(max(1, length) for length in self.shape[1:]))
-        around = (operator.index(halo), *[0] * (len(self.shape) - 1)) if not isinstance(halo, Sequence) else halo
+        around = halo if isinstance(halo, Iterable) else (halo, *[0] * (len(self.shape) - 1))
         return self.blocks(shape, halo=around, boundary=boundary, once=once)
 
     def blocks(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from dstorage.array.layout import Layout, lengths_of
 from dstorage.array.selection import Array, part_of
@@ -90,9 +93,7 @@ class Frames:
         self._layout = layout
         self._grid = Layout(layout.dtype, layout.shape, lengths_of(block, "blocks of shape"), layout.fill)
         if len(self._grid.tile) != axes or min(self._grid.tile, default=1) < 1:
-            raise InvalidArgumentError(
-                f"blocks of shape {tuple(block)}: give at least 1 element per axis of {layout.shape}"
-            )
+            raise InvalidArgumentError(f"blocks of shape {block!r}: give at least 1 element per axis of {layout.shape}")
         widths = lengths_of(halo, "halo")
         self._halo = widths if isinstance(halo, Iterable) else widths * axes
         if len(self._halo) != axes:
@@ -100,13 +101,25 @@ class Frames:
         self._boundary = tuple(boundary) if isinstance(boundary, tuple | list) else (boundary,) * axes
         if len(self._boundary) != axes:
             raise InvalidArgumentError(f"boundary={boundary!r}: give one, or one for each of {axes} axes")
-        constants = {value for value in self._boundary if value not in (CLIP, PERIODIC)}
-        if len(constants) > 1 or any(isinstance(value, str) and value != FILL for value in constants):
-            raise InvalidArgumentError(
-                f"boundary={boundary!r}: give 'clip', 'periodic', 'fill' or a number (one number for all axes)"
-            )
-        self.outside: object = next(iter(constants - {FILL}), layout.fill)
-        """The value of elements beyond the array."""
+        outside = [self._value(one) for one in self._boundary if not (isinstance(one, str) and one in (CLIP, PERIODIC))]
+        if len({value.tobytes() for value in outside}) > 1:
+            raise InvalidArgumentError(f"boundary={boundary!r}: give one number for all axes")
+        self.outside: Array = outside[0] if outside else layout.fill
+        """The value of elements beyond the array (0-d)."""
+
+    def _value(self, boundary: object) -> Array:
+        """The value that `boundary` puts beyond the array."""
+        if boundary is None or isinstance(boundary, str):
+            if boundary == FILL:
+                return self._layout.fill
+        else:
+            with suppress(TypeError, ValueError, OverflowError):
+                value = np.array(boundary, self._layout.dtype)
+                if value.shape == ():
+                    return value
+        raise InvalidArgumentError(
+            f"boundary={boundary!r}: give 'clip', 'periodic', 'fill' or a number that can be an element of {self._layout.dtype}"
+        )
 
     @property
     def bytes(self) -> int:

@@ -34,11 +34,16 @@ def key_of(name: str) -> bytes:
     """The store's name for an array.
 
     Raises:
-        InvalidArgumentError: It is empty or too long.
+        InvalidArgumentError: It is empty, too long or no text.
     """
-    key = PREFIX + name.encode()
-    if not name or len(key) > MAX_NAME_BYTES:
-        raise InvalidArgumentError(f"array name {name[:40]!r}: give 1 to {MAX_NAME_BYTES - len(PREFIX)} bytes of UTF-8")
+    try:
+        key = PREFIX + name.encode()
+    except (AttributeError, UnicodeEncodeError):
+        key = PREFIX
+    if key == PREFIX or len(key) > MAX_NAME_BYTES:
+        raise InvalidArgumentError(
+            f"array name {str(name)[:40]!r}: give text of 1 to {MAX_NAME_BYTES - len(PREFIX)} bytes of UTF-8"
+        )
     return key
 
 

@@ -186,7 +186,9 @@ class Tiles:
     def drop(self, draft: Draft) -> None:
         """Give up a draft."""
         handle, size = draft.handle, len(draft.buffer)
-        self._access.post(lambda: None if draft.used else self._drop(size, handle))
+        # Of a closed store nothing is left to give back.
+        with suppress(ClosedError):
+            self._access.post(lambda: None if draft.used else self._drop(size, handle))
 
     def _drop(self, size: int, handle: Handle | None) -> None:
         self._access.store.contents.drop_reserved(size)
@@ -229,8 +231,7 @@ class Tiles:
             return await self._access.run(publish, lambda published: None)
         except BaseException:
             # Interrupted, it may not even have begun.
-            with suppress(ClosedError):
-                self.drop(draft)
+            self.drop(draft)
             raise
 
     async def _link(self, number: int, buffer: bytearray, once: bool) -> bool:

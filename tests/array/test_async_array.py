@@ -158,9 +158,32 @@ async def test_bands_go_across_all_columns(store):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"halo": -1}, {"halo": (1,)}, {"halo": 1.5}, {"boundary": "mirror"}, {"boundary": ("clip",)}]
+    "arguments",
+    [{"halo": value} for value in (-1, (1,), 1.5, None, "1", (1, None))]
+    + [
+        {"boundary": value}
+        for value in ("mirror", "3", ("clip",), None, ("fill", None), (1, 2), [1, 2, 3], {}, 300, 1j, np.arange(3))
+    ],
+    ids=str,
 )
 async def test_what_makes_no_halo_is_refused_by_name(store, arguments):
+    array = await AsyncPagedArray.create(store, "a", (4, 4), "i1")
+    for parts in (array.tiles, array.bands):
+        with pytest.raises(dstorage.InvalidArgumentError, match=next(iter(arguments))):
+            parts(**arguments)
+
+
+@pytest.mark.parametrize("shape", [5, (0, 1), (5,), (1.5, 2), None, "ab"])
+async def test_what_is_no_shape_of_a_block_is_refused_by_name(store, shape):
     array = await AsyncPagedArray.create(store, "a", (4, 4))
-    with pytest.raises(dstorage.InvalidArgumentError, match=next(iter(arguments))):
-        array.tiles(**arguments)
+    with pytest.raises(dstorage.InvalidArgumentError, match="blocks of shape"):
+        array.blocks(shape)
+
+
+async def test_a_boundary_that_is_no_number_is_the_same_for_all_axes_or_refused(store):
+    array = await AsyncPagedArray.create(store, "a", (4, 4), fill=2)
+    for boundary in (np.nan, (np.nan, float("nan")), np.float32("nan")):
+        async for block in array.tiles(halo=1, boundary=boundary):
+            assert np.isnan(block.data[0]).all()
+    async for block in array.bands(halo=np.array([1, 1]), boundary=("fill", 2)):
+        assert (block.data == 2).all()

@@ -187,6 +187,21 @@ def test_what_does_not_come_to_its_end_leaves_no_trace(store):
     assert store.stats().dirty - used.dirty < 1024
 
 
+def test_an_error_in_an_edit_is_told_though_the_store_was_closed_meanwhile(tmp_path):
+    store = opened(tmp_path / "store")
+    array = PagedArray.create(store, "a", (8, 8), tile=(4, 8))
+
+    def fail():
+        with array.edit(np.s_[0:4]):
+            store.close()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    with pytest.raises(dstorage.ClosedError):
+        array.edit(np.s_[0:4]).__enter__()
+
+
 def test_threads_that_write_to_one_tile_lose_nothing_of_each_other(store):
     array = PagedArray.create(store, "a", (16, 64), "i2", tile=(16, 64))
     together = threading.Barrier(4)
@@ -282,7 +297,7 @@ def test_names_are_listed_and_one_name_stands_for_one_array(store):
         PagedArray.create(store, "a", 4)
     with pytest.raises(dstorage.InvalidArgumentError, match=r"no array 'c'.*'a', 'b/ü'"):
         PagedArray.open(store, "c")
-    for name in ["", "x" * 506]:
+    for name in ["", "x" * 506, "\ud800", b"a", 5, None]:
         with pytest.raises(dstorage.InvalidArgumentError, match="array name"):
             PagedArray.create(store, name, 4)
     PagedArray.delete(store, "a")
