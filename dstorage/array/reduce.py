@@ -61,6 +61,9 @@ def finished(result: Array, axes: tuple[int, ...], keepdims: bool, out: Array | 
         result = result.reshape([length for axis, length in enumerate(result.shape) if axis not in axes])
     if out is None:
         return result[()]
+    if np.shape(out) != result.shape:
+        # Not broadcast, which numpy does not do here either.
+        raise InvalidArgumentError(f"out of shape {np.shape(out)} for a result of shape {result.shape}")
     np.copyto(out, result, casting="same_kind")
     return out
 
@@ -90,7 +93,7 @@ async def mean_over(array: Elements, axes: tuple[int, ...], dtype: npt.DTypeLike
     total = await accumulate(array, np.add, axes, _mean_dtype(array.dtype, dtype))
     with np.errstate(divide="ignore", invalid="ignore"):
         mean: Array = total / count_over(array.shape, axes)
-    return mean.astype(array.dtype if dtype is None and array.dtype.kind in "fc" else total.dtype)
+    return mean.astype(array.dtype.newbyteorder("=") if dtype is None and array.dtype.kind in "fc" else total.dtype)
 
 
 async def variance_over(array: Elements, axes: tuple[int, ...], dtype: npt.DTypeLike | None, ddof: float) -> Array:
@@ -137,7 +140,7 @@ async def extreme_index(array: Elements, axis: int | None, lowest: bool, keepdim
     better, find = (operator.lt, np.argmin) if lowest else (operator.gt, np.argmax)
     axes = axes_of(array, axis)
     if 0 in array.shape:
-        return find(np.empty(array.shape, array.dtype), axis=axis)
+        return find(np.empty(array.shape, array.dtype), axis=axis, out=out, keepdims=keepdims)
     best: Any = np.empty(_kept(array, axes), array.dtype)
     where = np.zeros(best.shape, np.intp)
     async for block in array.tiles():
@@ -156,7 +159,8 @@ async def extreme_index(array: Elements, axis: int | None, lowest: bool, keepdim
             continue
         known = best[region]
         same = (value == known) | ((value != value) & (known != known))
-        wins = better(value, known) | ((value != value) & (known == known)) | (same & (index < where[region]))
+        with np.errstate(invalid="ignore"):
+            wins = better(value, known) | ((value != value) & (known == known)) | (same & (index < where[region]))
         np.copyto(best[region], value, where=wins)
         np.copyto(where[region], index, where=wins)
     return finished(where, axes, keepdims, out)

@@ -50,7 +50,7 @@ async def test_what_was_never_written_is_the_fill_value_and_takes_no_storage(sto
 REDUCTIONS = ["sum", "min", "max", "mean", "var", "std", "any", "all", "argmin", "argmax"]
 
 
-@pytest.mark.parametrize("kind", ["f8", "f4", "f2", "i4", "u1", "?", "c16"])
+@pytest.mark.parametrize("kind", ["f8", "f4", "f2", ">f4", "i4", ">i2", "u1", "?", "c16"])
 async def test_reductions_are_those_of_numpy(store, kind):
     rng = np.random.default_rng(2)
     model = (rng.integers(0, 4, (7, 11, 5)) if kind != "?" else rng.integers(0, 2, (7, 11, 5))).astype(kind)
@@ -86,6 +86,10 @@ async def test_a_nan_is_the_extreme_and_the_first_of_equals_wins(store):
     np.testing.assert_array_equal(await array.argmax(axis=0), model.argmax(axis=0))
     np.testing.assert_array_equal(await array.argmin(axis=1), model.argmin(axis=1))
     assert np.isnan(await array.max())
+    array = await AsyncPagedArray.create(store, "complex", 6, "c16", tile=2)
+    model = np.array([1 + 2j, 3, complex(np.nan, 1), complex(1, np.nan), 0, 2j])
+    await array.write(..., model)
+    assert [await array.argmin(), await array.argmax()] == [2, 2]
 
 
 @pytest.mark.parametrize("name", REDUCTIONS)
@@ -107,10 +111,13 @@ async def test_reductions_of_nothing_are_those_of_numpy(store):
     for name in ["min", "max", "argmin", "argmax"]:
         with pytest.raises(ValueError, match=r"empty|zero-size"):
             await getattr(array, name)()
+    assert (await array.argmin(axis=1, keepdims=True)).shape == (0, 1)
     with pytest.raises(np.exceptions.AxisError):
         await array.sum(axis=2)
     with pytest.raises(dstorage.InvalidArgumentError, match="twice"):
         await array.sum(axis=(0, -2))
+    with pytest.raises(dstorage.InvalidArgumentError, match=r"\(2, 3\) for a result of shape \(3,\)"):
+        await array.sum(axis=0, out=np.empty((2, 3)))
 
 
 def padded(model, halo, boundary):
