@@ -3,6 +3,9 @@
 Of many who ask at once for what is not there, one computes and the others wait for what it comes to; if it is cancelled or interrupted,
 another of them computes. Within this process, that is: a cache has one.
 
+A cache is there to save work, and who calls a function wants what it returns: so a result that the cache has but cannot give now
+(its controller is away, memory is short) is computed anew, and one that it cannot take is returned all the same.
+
 Early recompute is that of Vattani, Chierichetti and Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", VLDB 2015: a result
 that took `cost` seconds counts as expired ``cost * early * -ln(random)`` seconds before its time, so that most likely one caller
 computes it anew while the others are still served the old one.
@@ -26,12 +29,15 @@ from dstorage.cache.flights import Abandoned, Flights
 from dstorage.cache.keys import Key
 from dstorage.cache.records import NEVER, Entry
 from dstorage.cache.values import Kind, absence
-from dstorage.errors import DStorageError, InvalidArgumentError, MemoryUnavailable, ReadOnlyError
+from dstorage.errors import DStorageError, InvalidArgumentError, MemoryUnavailable, ReadOnlyError, TemporarilyUnavailable
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
 
 Answer = tuple[Entry, bytes | bytearray] | None
+
+NOT_NOW = (TemporarilyUnavailable, MemoryUnavailable)
+"""What is asked for or given cannot be had or taken at this moment."""
 
 
 class Missing(DStorageError, KeyError):
@@ -180,7 +186,7 @@ class Memo:
     def _if_there_is_room(core: Core) -> Iterator[None]:
         try:
             yield
-        except (TooLargeError, MemoryUnavailable, ReadOnlyError):
+        except (TooLargeError, ReadOnlyError, *NOT_NOW):
             core.unkept += 1
 
 
@@ -213,7 +219,10 @@ def memoized_coroutine(
         key = memo.key(args, kwargs)
         task = asyncio.current_task()
         while True:
-            found = await read(key)
+            try:
+                found = await read(key)
+            except NOT_NOW:
+                found = None
             if memo.answers(found):
                 return memo.value(found)
             flight, mine = memo.flights.join(key, task)
@@ -262,7 +271,10 @@ def memoized_function(
         key = memo.key(args, kwargs)
         thread = threading.get_ident()
         while True:
-            found = read(key)
+            try:
+                found = read(key)
+            except NOT_NOW:
+                found = None
             if memo.answers(found):
                 return memo.value(found)
             flight, mine = memo.flights.join(key, thread)

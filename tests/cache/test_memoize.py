@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_controller import MemoryController
 
 import dstorage
 from dstorage.cache.calls import CallKey
@@ -121,6 +122,44 @@ async def test_a_result_without_room_is_given_and_not_kept(cache):
     assert await large() == bytes(5000)
     assert len(cache) == 0
     assert cache.stats().unkept == 1
+
+
+async def test_what_cannot_be_had_now_is_computed_anew_and_kept(cache, store, memory):
+    calls = []
+
+    @cache.memoize(misses=60)
+    async def find(n):
+        calls.append(n)
+        return {1: b"one"}[n]
+
+    await find(1)
+    with pytest.raises(KeyError):
+        await find(2)
+    await cache.commit()
+    store.set_budget(1)
+    store.set_budget(2**20)
+    memory.set_unavailable(True)
+    assert [await find(1), await find(1)] == [b"one", b"one"]
+    with pytest.raises(KeyError):
+        await find(2)
+    assert calls == [1, 2, 1, 2]
+    memory.set_unavailable(False)
+    assert await find(1) == b"one"
+    assert calls == [1, 2, 1, 2]
+
+
+async def test_a_result_that_memory_has_no_room_for_is_computed_anew(cache, store):
+    @cache.memoize()
+    async def large():
+        return bytes(100_000)
+
+    await large()
+    await cache.commit()
+    store.set_budget(1)
+    store.set_budget(2**20)
+    with await store.create(bytes(2**20 - 1000)):
+        assert await large() == bytes(100_000)
+        assert cache.stats().unkept == 1
 
 
 async def test_misses_are_remembered_for_a_while(cache, clock):
@@ -232,6 +271,38 @@ def test_threads_compute_once(blocking):
         thread.join()
     assert calls == [7]
     assert [list(result) for result in results] == [[7, 7, 7]] * 8
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_while_a_controller_is_away_threads_and_loops_compute(tmp_path, asynchronous):
+    memory = MemoryController()
+    calls = []
+    options = {"budget": "4M", "pressure": False, "controllers": [memory], "commit_interval": None}
+    with Cache(tmp_path / "c", **options) as cache:
+        if asynchronous:
+
+            @cache.memoize()
+            async def coroutine(n):
+                calls.append(n)
+                return n * b"n"
+
+            def call(n):
+                return asyncio.run(coroutine(n))
+        else:
+
+            @cache.memoize()
+            def call(n):
+                calls.append(n)
+                return n * b"n"
+
+        call(3)
+        cache.commit()
+        cache.store.set_budget(1)
+        cache.store.set_budget("4M")
+        cache.store.loop.call_sync(memory.set_unavailable, True)
+        assert [call(3), call(3)] == [b"nnn", b"nnn"]
+        assert calls == [3, 3]
+        cache.store.loop.call_sync(memory.set_unavailable, False)
 
 
 def test_a_function_that_calls_itself_with_other_arguments(blocking):
