@@ -25,6 +25,11 @@ class Room:
         self._holders = ""
         self._look_again = 0.0
 
+    @property
+    def budget(self) -> int:
+        """Bytes of the budget, as `Store.set_budget` left it."""
+        return self._memory.budget
+
     async def reserve(self, size: int, id: int, wait: float | None, *, dirty: bool = True) -> None:
         """Reserve room, waiting for write-back, and up to `wait` seconds for references.
 

@@ -85,7 +85,7 @@ class AsyncPagedArray(Elements):
         fill: object,
         wait: float | None,
     ) -> Self:
-        layout = Layout.make(shape, dtype, tile, fill, access.store.options.budget)
+        layout = Layout.make(shape, dtype, tile, fill, access.store.room.budget)
         root, head = await access.run(lambda: naming.create(access.store, name, layout, wait), _ignore)
         return cls(name, access, layout, Tiles(access, layout, root, head, wait))
 

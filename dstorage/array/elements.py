@@ -98,7 +98,7 @@ class Elements:
     @property
     def _window(self) -> int:
         """Bytes to ask for ahead."""
-        return min(AHEAD_BYTES, int(self._access.store.options.budget * AHEAD_SHARE))
+        return min(AHEAD_BYTES, int(self._access.store.room.budget * AHEAD_SHARE))
 
     def _ahead(
         self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], item_bytes: int, *, once: bool = False

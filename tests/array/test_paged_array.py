@@ -334,6 +334,9 @@ def test_a_tile_too_large_for_the_budget_is_refused(store):
     with pytest.raises(dstorage.InvalidArgumentError, match=r"budget of 16384.*4096"):
         PagedArray.create(store, "a", (1024, 1024), tile=(1024, 1024))
     assert PagedArray.create(store, "a", (1024, 1024)).tile == (1, 64)
+    store.set_budget(2**25)
+    assert PagedArray.create(store, "b", (1024, 1024), tile=(1024, 1024)).tile == (1024, 1024)
+    assert PagedArray.create(store, "c", (1024, 1024)).tile == (128, 1024)
 
 
 def test_without_numpy_the_rest_works_and_arrays_say_what_to_install():
