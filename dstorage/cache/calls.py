@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from dstorage.cache.keys import Key
+from dstorage.cache.keys import MAX_INT_BYTES, Key
 from dstorage.errors import InvalidArgumentError
 
 READABLE_LENGTH = 256
@@ -39,7 +39,6 @@ _BY_TEXT = (
     range,
 )
 """Types of values whose `repr` says all there is."""
-
 
 _READABLE = frozenset({str, bytes, int})
 
@@ -94,7 +93,7 @@ class CallKey:
         if not self._typed:
             values = [_plain(value) for value in values]
             key = (self.name, *values)
-            if all(type(value) in _READABLE for value in values) and _length(values) <= READABLE_LENGTH:
+            if all(map(_is_readable, values)) and sum(map(_length, values)) <= READABLE_LENGTH:
                 return key
         digest = hashlib.blake2b(digest_size=16)
         for value in values:
@@ -102,8 +101,12 @@ class CallKey:
         return (self.name, (digest.digest(),))
 
 
-def _length(values: Sequence[Any]) -> int:
-    return sum(value.bit_length() // 8 if type(value) is int else len(value) for value in values)
+def _is_readable(value: Any) -> bool:
+    return type(value) in _READABLE and (type(value) is not int or _length(value) <= MAX_INT_BYTES)
+
+
+def _length(value: str | bytes | int) -> int:
+    return (value.bit_length() + 7) // 8 if isinstance(value, int) else len(value)
 
 
 def _plain(value: Any) -> Any:
@@ -139,7 +142,7 @@ def _feed(update: Callable[[bytes], object], value: Any, typed: bool, depth: int
     elif kind in (bytes, bytearray, memoryview):
         item("bytes", bytes(value))
     elif kind in (tuple, list):
-        item("sequence" if not typed else kind.__name__, b"%d" % len(value))
+        item(kind.__name__, b"%d" % len(value))
         for element in value:
             _feed(update, element, typed, depth + 1)
     elif kind in (set, frozenset, dict):

@@ -29,7 +29,13 @@ from dstorage.cache.flights import Abandoned, Flights
 from dstorage.cache.keys import Key
 from dstorage.cache.records import NEVER, Entry
 from dstorage.cache.values import Kind, absence
-from dstorage.errors import DStorageError, InvalidArgumentError, MemoryUnavailable, ReadOnlyError, TemporarilyUnavailable
+from dstorage.errors import (
+    DStorageError,
+    InvalidArgumentError,
+    MemoryUnavailable,
+    ReadOnlyError,
+    TemporarilyUnavailable,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R", covariant=True)
