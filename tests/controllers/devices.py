@@ -37,6 +37,7 @@ class FaultyDevice(Device):
         super().__init__(**options)
         self.faults = defaultdict(list)
         self.calls = defaultdict(int)
+        self.punched: list[int] = []
         self.room = None
         self.held = set()
         self.cold = False
@@ -106,6 +107,7 @@ class FaultyDevice(Device):
 
     def punch(self, fd, offset, length):
         self._meet("punch")
+        self.punched.append(length)
         return super().punch(fd, offset, length)
 
     def available(self, path):

@@ -419,16 +419,36 @@ async def test_files_are_for_their_owner_alone(bench, tmp_path):
 
 
 @pytest.mark.parametrize("direct", ["cached"], indirect=True)
-async def test_page_sized_chunks_are_punched_out_whole(bench, tmp_path, device):
+async def test_page_sized_chunks_are_punched_out_whole_when_nothing_more_dies(bench, tmp_path, device, monkeypatch):
+    if not device.can_punch:
+        pytest.skip("this file system cannot punch holes")
     places = await bench.put(chunks(1, 16, 4096))
     await bench.controller.sync()
     path = tmp_path / "own" / layout.file_name(1)
     before = path.stat().st_blocks
+    monkeypatch.setattr("dstorage_controllers.disk.controller.TIDY_S", 0.01)
     await bench.controller.discard(list(places.items())[:12])
+    await eventually(lambda: path.stat().st_blocks <= before - 12 * 8, "the space is given back")
+    assert device.calls["punch"] == 1, "neighbours go together"
+    assert await bench.get(dict(list(places.items())[12:])) == chunks(13, 4, 4096)
+
+
+async def test_of_very_many_holes_the_largest_are_punched_first_and_the_others_in_their_turn(
+    bench, device, monkeypatch
+):
     if not device.can_punch:
         pytest.skip("this file system cannot punch holes")
-    assert path.stat().st_blocks <= before - 12 * 8
-    assert await bench.get(dict(list(places.items())[12:])) == chunks(13, 4, 4096)
+    monkeypatch.setattr("dstorage_controllers.disk.log.MOST_HOLES", 2)
+    places = await bench.put(chunks(1, 12, 4096))
+    await bench.commit(places)
+    monkeypatch.setattr("dstorage_controllers.disk.controller.TIDY_S", 0.01)
+    dead = [1, 3, 5, 6, 8, 9, 10]
+    await bench.controller.discard([(id, places[id]) for id in dead])
+    await eventually(lambda: sum(device.punched) == len(dead) * 4096, "all space is given back")
+    assert device.punched == [2 * 4096, 3 * 4096, 4096, 4096]
+    assert await bench.get({id: place for id, place in places.items() if id not in dead}) == {
+        id: data for id, data in chunks(1, 12, 4096).items() if id not in dead
+    }
 
 
 @pytest.mark.parametrize("direct", ["cached"], indirect=True)
@@ -646,7 +666,6 @@ async def test_a_file_that_is_being_read_is_not_used_again(bench, device):
     assert device.calls["unlink"] >= 1
 
 
-@directly
 async def test_dead_bytes_wait_for_their_segment_but_not_for_ever(bench, device, tmp_path):
     if not device.can_punch:
         pytest.skip("this file system cannot punch holes")

@@ -46,7 +46,7 @@ from dstorage_controllers.disk.device import Device
 from dstorage_controllers.disk.files import Segment, SegmentFiles
 from dstorage_controllers.disk.keys import load_key
 from dstorage_controllers.disk.layout import Committed
-from dstorage_controllers.disk.log import SegmentLog
+from dstorage_controllers.disk.log import Dead, SegmentLog
 from dstorage_controllers.disk.reader import Answers, Reader
 from dstorage_controllers.disk.settings import check_settings
 
@@ -64,6 +64,8 @@ SEGMENTS_PER_CAPACITY = 16
 """With a capacity, segments are small enough for dead ones to be deleted long before it is reached."""
 DEFAULT_LEVEL = 3
 """What `compress=True` means: zstd's own default."""
+TIDY_S = 5.0
+"""Dead space is given back when nothing was discarded for so long."""
 RECHECK_S = 1.0
 """A full disk is asked so often whether others have freed space."""
 
@@ -167,6 +169,7 @@ class DiskController(Controller):
         self._saved_head: bytes | None = None
         self._available: int | None = None
         self._recheck: asyncio.TimerHandle | None = None
+        self._tidying: asyncio.TimerHandle | None = None
 
     @classmethod
     def from_settings(cls, name: str, settings: Settings) -> DiskController:
@@ -284,9 +287,10 @@ class DiskController(Controller):
     async def close(self) -> None:
         """Wait for what is under way and let go of files and threads; a second call does nothing."""
         self._closing = True
-        if self._recheck is not None:
-            self._recheck.cancel()
-            self._recheck = None
+        for timer in (self._recheck, self._tidying):
+            if timer is not None:
+                timer.cancel()
+        self._recheck = self._tidying = None
         while self._tasks:
             await asyncio.wait(self._tasks)
         opened, self._open = self._open, None
@@ -377,29 +381,39 @@ class DiskController(Controller):
     # -- freeing ------------------------------------------------------------------------------------------------------
 
     async def discard(self, locators: Sequence[tuple[int, Locator]]) -> None:
-        """Free extents: punch them out, and delete segments that hold nothing else."""
+        """Free extents: delete segments that hold nothing else, and punch out of the others what is much, or has waited."""
         job = self._free(self._changing(), locators)
         if job is not None:
             await asyncio.wait({job}, timeout=self._timeout)
 
     def _free(self, opened: _Open, locators: Sequence[tuple[int, Locator]]) -> asyncio.Future[None] | None:
         was = self.status
-        holes, dead = opened.log.discard(place for place in layout.sensible(locators) if place.size)
+        due, dead = opened.log.discard(place for place in layout.sensible(locators) if place.size)
         self._tell(was)
-        if not (dead or (holes and self._device.can_punch)):
+        if opened.log.waiting and self._tidying is None and self._device.can_punch and not self._closing:
+            self._tidy_later(opened)
+        if not (dead or (due and self._device.can_punch)):
             return None
-        return self._in(self._workers, self._free_on_disk, opened, holes, dead)
+        return self._in(self._workers, self._free_on_disk, opened, due, dead)
 
-    def _free_on_disk(
-        self, opened: _Open, holes: dict[Segment, list[tuple[int, int]]], dead: Sequence[Segment]
-    ) -> None:
+    def _free_on_disk(self, opened: _Open, due: Dead, segments: Sequence[Segment]) -> None:
         # Dead space that stays is found by compaction, and files left behind are deleted by the next open.
-        for segment in dead:
+        for segment in segments:
             with suppress(OSError):
                 opened.log.bury(segment)
-        for segment, ranges in holes.items():
-            with suppress(OSError):
-                opened.log.punch(segment, ranges)
+        opened.log.punch(due)
+
+    def _tidy_later(self, opened: _Open) -> None:
+        """What waits to be given back is, as soon as nothing was discarded for a while: then it is in nobody's way."""
+
+        def tidy(discards: int) -> None:
+            self._tidying = None
+            if opened.log.discards == discards:
+                self._in(self._workers, opened.log.punch_waiting)
+            if opened.log.waiting:
+                self._tidy_later(opened)
+
+        self._tidying = asyncio.get_running_loop().call_later(TIDY_S, tidy, opened.log.discards)
 
     # -- compaction ---------------------------------------------------------------------------------------------------
 

@@ -18,14 +18,20 @@ from dstorage.record import Locator
 from dstorage_controllers.disk import layout
 from dstorage_controllers.disk.codec import Codec
 from dstorage_controllers.disk.files import Segment, SegmentFiles, read_exactly, write_all
-from dstorage_controllers.disk.layout import ENTRY_BYTES, PAGE, Committed, Place
+from dstorage_controllers.disk.holes import Holes, whole_pages
+from dstorage_controllers.disk.layout import ENTRY_BYTES, Committed, Place
+
+Dead = Mapping[Segment, Iterable[int]]
+"""Dead ranges by segment, as `Holes` gives them."""
 
 NEARLY_EMPTY = 32
 """Holes punched or not, a segment less than 1/32 full is not worth its file."""
 SPARES = 2
 """Files kept for new segments at most."""
-LATER_SEGMENTS = 2
-"""Dead bytes that may wait for their segment to die as a whole, in segments."""
+WAITING_SEGMENTS = 2
+"""Dead bytes that may wait to be given back, in segments."""
+MOST_HOLES = 8192
+"""Punched in one go: half a second or so."""
 SLACK_BYTES = 64 * 2**10
 """Free beyond what a chunk needs before a full disk counts as no longer full: file systems need some for themselves."""
 
@@ -79,9 +85,9 @@ class SegmentLog:
         self._segment_bytes = segment_bytes
         self._spares: list[int] = []
         """Numbers of dead segments whose files are kept."""
-        self._later: dict[Segment, list[tuple[int, int]]] = {}
-        """Ranges not punched yet, because their segment may soon be dead as a whole."""
-        self._later_bytes = 0
+        self._holes = Holes(WAITING_SEGMENTS * segment_bytes)
+        self.discards = 0
+        """How often something was discarded."""
 
     # -- opening ------------------------------------------------------------------------------------------------------
 
@@ -289,14 +295,14 @@ class SegmentLog:
 
     # -- freeing ------------------------------------------------------------------------------------------------------
 
-    def discard(self, places: Iterable[Place]) -> tuple[dict[Segment, list[tuple[int, int]]], list[Segment]]:
+    def discard(self, places: Iterable[Place]) -> tuple[Dead, list[Segment]]:
         """On the loop: take extents out of the account.
 
         Returns:
-            Page-aligned ranges (start, end) to punch, by segment, and the segments to bury, already forgotten here.
+            What to `punch` now, and the segments to `bury`, already forgotten here.
         """
-        ranges: dict[Segment, list[tuple[int, int]]] = {}
         with self.lock:
+            touched = set()
             for place in places:
                 segment = self.segments.get(place.segment)
                 if segment is None:
@@ -305,38 +311,21 @@ class SegmentLog:
                 self.used -= place.stored
                 if place.first >= segment.durable[0]:
                     segment.forgotten.add(place.first)
-                ranges.setdefault(segment, []).append((place.first, place.end))
-            candidates = {*ranges, *self._retired}
+                if not segment.missing:
+                    self._holes.add(segment, place.first, place.stored)
+                touched.add(segment)
+            self.discards += 1
+            candidates = {*touched, *self._retired}
             self._retired.clear()
             dead = [s for s in candidates if s.sealed and s.live == 0 and s.committed is None and not s.gone]
             for segment in dead:
                 del self.segments[segment.number]
                 self._dirty.discard(segment)
+                self._holes.forget(segment)
+            due = self._holes.take_due()
         for segment in dead:
             self.files.doom(segment)
-        holes = {
-            segment: holes
-            for segment, dying in ranges.items()
-            if not (segment.gone or segment.missing) and (holes := _pages(dying))
-        }
-        return (self._put_off(holes, dead) if self.files.direct else holes), dead
-
-    def _put_off(
-        self, holes: dict[Segment, list[tuple[int, int]]], dead: list[Segment]
-    ) -> dict[Segment, list[tuple[int, int]]]:
-        """Remember ranges to be punched, and forget those of dead segments; returns what is to be punched now."""
-        with self.lock:
-            for segment in dead:
-                self._later_bytes -= _total(self._later.pop(segment, ()))
-            for segment, ranges in holes.items():
-                self._later.setdefault(segment, []).extend(ranges)
-                self._later_bytes += _total(ranges)
-            due = {}
-            while self._later_bytes > LATER_SEGMENTS * self._segment_bytes:
-                segment = next(iter(self._later))
-                due[segment] = self._later.pop(segment)
-                self._later_bytes -= _total(due[segment])
-            return due
+        return due, dead
 
     def bury(self, segment: Segment) -> None:
         """Blocking: delete the file of a segment that `discard` named, or keep it for another segment.
@@ -352,33 +341,45 @@ class SegmentLog:
             self.files.delete(segment)
 
     def give_up_spares(self) -> None:
-        """Blocking: give back to the file system what was kept for new segments, and punch what was put off."""
+        """Blocking: give back to the file system what was kept for new segments, and what is dead."""
         with self.lock:
             spares, self._spares = self._spares, []
-            later, self._later = self._later, {}
-            self._later_bytes = 0
         for number in spares:
             with suppress(OSError):
                 self.files.device.unlink(self.files.path(number))
-        for segment, ranges in later.items():
-            with suppress(OSError):
-                self.punch(segment, ranges)
+        self.punch_waiting()
 
-    def punch(self, segment: Segment, ranges: list[tuple[int, int]]) -> None:
-        """Blocking: give page-aligned ranges back to the file system.
+    @property
+    def waiting(self) -> bool:
+        """Whether anything dead waits to be given back."""
+        return bool(self._holes)
 
-        Raises:
-            OSError: From the device, or the segment was deleted meanwhile.
+    def punch_waiting(self) -> None:
+        """Blocking: `punch` what waits, in part."""
+        with self.lock:
+            dead = self._holes.take_all()
+        self.punch(dead)
+
+    def punch(self, dead: Dead) -> None:
+        """Blocking: give whole pages back to the file system, of each segment the `MOST_HOLES` largest holes; others go on waiting.
+        What the file system does not take is found by compaction.
         """
-        with self.files.using(segment) as fd:
-            for start, end in _pages(ranges):
-                if not self.files.device.punch(fd, start, end - start):
-                    return
+        for segment, extents in dead.items():
+            ranges, left = whole_pages(extents, MOST_HOLES)
+            with suppress(OSError), self.files.using(segment) as fd:
+                for first, length in ranges:
+                    if not self.files.device.punch(fd, first, length):
+                        return
+            with self.lock:
+                if not segment.gone:
+                    for first, length in left:
+                        self._holes.add(segment, first, length)
 
     # -- compaction ---------------------------------------------------------------------------------------------------
 
     def sparse(self, max_live_share: float) -> list[int]:
-        """Blocking: sealed segments worth rewriting, the sparsest first; one stat for each segment."""
+        """Blocking: give back what waits; then the sealed segments worth rewriting, the sparsest first: one stat for each segment."""
+        self.punch_waiting()
         found: list[tuple[float, int]] = []
         with self.lock:
             # Those where nothing is alive need no help: they go with the next commit or discard.
@@ -480,20 +481,3 @@ class SegmentLog:
 def _again(result: tuple[int, OSError | None]) -> None:
     if result[1] is not None:
         raise result[1]
-
-
-def _total(ranges: Iterable[tuple[int, int]]) -> int:
-    return sum(end - start for start, end in ranges)
-
-
-def _pages(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The whole pages inside byte ranges, neighbours joined first."""
-    ranges.sort()
-    joined: list[tuple[int, int]] = []
-    for start, end in ranges:
-        if joined and start == joined[-1][1]:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    pages = ((-(-start // PAGE) * PAGE, end // PAGE * PAGE) for start, end in joined)
-    return [(start, end) for start, end in pages if start < end]

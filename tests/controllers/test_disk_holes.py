@@ -1,0 +1,61 @@
+"""Dead ranges that wait to be punched out, against a plain set of bytes."""
+
+from __future__ import annotations
+
+from dstorage_controllers.disk.files import Segment
+from dstorage_controllers.disk.holes import Holes, whole_pages
+from hypothesis import given
+from hypothesis import strategies as st
+
+PAGE = 4096
+
+
+@given(
+    st.lists(st.integers(0, 300), unique=True, max_size=40),
+    st.lists(st.integers(1, 3 * PAGE), min_size=301, max_size=301),
+    st.integers(1, 8),
+)
+def test_just_the_pages_of_which_every_byte_is_dead_are_given_back(dying, lengths, most):
+    firsts = [sum(lengths[:at]) for at in range(301)] if dying else []
+    segment, holes = Segment(1, 0), Holes(2**40)
+    dead = set()
+    for at in dying:
+        holes.add(segment, firsts[at], lengths[at])
+        dead.update(range(firsts[at], firsts[at] + lengths[at]))
+    now, later = whole_pages(holes.take_all().get(segment, ()), most)
+    assert not holes
+    pages = [page for first, length in now + later for page in range(first // PAGE, (first + length) // PAGE)]
+    assert sorted(pages) == sorted(
+        {byte // PAGE for byte in dead if byte % PAGE == 0 and dead >= set(range(byte, byte + PAGE))}
+    )
+    assert len(now) == min(most, len(now + later)), "as many as are asked for"
+    assert now == sorted(now), "in the order of the file"
+    assert not (later and now) or min(length for _, length in now) >= max(length for _, length in later)
+
+
+def test_no_more_waits_than_is_allowed_and_the_segment_with_most_goes_first():
+    holes = Holes(10 * PAGE)
+    few, many, gone = Segment(1, 0), Segment(2, 0), Segment(3, 0)
+    for segment, count in ((few, 3), (many, 4), (gone, 3)):
+        for at in range(count):
+            holes.add(segment, 2 * at * PAGE, PAGE)
+    assert not holes.take_due()
+    holes.forget(gone)
+    for at in range(3):
+        holes.add(few, (101 + at) * PAGE, 1)
+    assert not holes.take_due(), "what died with its segment does not count"
+    holes.add(many, 200 * PAGE, 4 * PAGE)
+    due = holes.take_due()
+    assert set(due) == {many}
+    assert whole_pages(due[many], 9) == (
+        [(0, PAGE), (2 * PAGE, PAGE), (4 * PAGE, PAGE), (6 * PAGE, PAGE), (200 * PAGE, 4 * PAGE)],
+        [],
+    )
+    assert set(holes.take_all()) == {few}
+    assert not holes
+
+
+def test_the_last_bytes_of_the_largest_file_are_found():
+    holes, segment = Holes(2**40), Segment(1, 0)
+    holes.add(segment, 2**32 - PAGE, PAGE)
+    assert whole_pages(holes.take_all()[segment], 1) == ([(2**32 - PAGE, PAGE)], [])
