@@ -23,7 +23,7 @@ from fsspec.core import has_magic
 from fsspec.utils import stringify_path, tokenize
 
 from dstorage.errors import InvalidArgumentError
-from dstorage.integrations.fsspec_file import READ_AHEAD_BYTES, WRITE_BYTES, File, Upload, read
+from dstorage.integrations.fsspec_file import MODES, READ_AHEAD_BYTES, WRITE_BYTES, File, Upload, read
 from dstorage.integrations.mount import Mount, Source
 from dstorage.integrations.tree import Entry, Tree
 
@@ -264,6 +264,10 @@ class DStorageFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec ships
         cache_options: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> File:
+        if mode not in MODES:
+            raise NotImplementedError(
+                f"mode {mode!r}: files are read or written as a whole: give one of {', '.join(MODES)}"
+            )
         if block_size is None:
             block_size = READ_AHEAD_BYTES if mode == "rb" else WRITE_BYTES
         return File(

@@ -13,6 +13,8 @@ from dstorage.integrations.mount import Mount
 from dstorage.integrations.pieces import PieceWriter
 from dstorage.integrations.tree import Tree
 
+MODES = ("rb", "wb", "ab", "xb")
+"""How a file can be opened."""
 READ_AHEAD_BYTES = 2**18
 """Of a file read by small steps: a trip to the store's loop costs as much as copying this."""
 WRITE_BYTES = 2**20
@@ -30,7 +32,7 @@ class File(AbstractBufferedFile):  # type: ignore[misc]  # fsspec ships no types
     ) -> None:
         self._mount = mount
         # First: when this fails there is nothing to close.
-        self._upload = Upload(mount, path, mode == "xb") if mode in ("wb", "ab", "xb") else None
+        self._upload = Upload(mount, path, mode == "xb") if mode != "rb" else None
         super().__init__(fs, path, mode, block_size, **kwargs)
         if self._upload is not None and mode == "ab":
             try:

@@ -180,7 +180,7 @@ def test_transactions_show_all_files_or_none(fs):
 @pytest.mark.parametrize("mode", ["r+b", "w+b"])
 def test_modes_that_change_in_place_are_refused(fs, mode):
     fs.pipe("a", b"1")
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(NotImplementedError, match="give one of rb"):
         fs.open("a", mode)
     assert fs.cat("a") == b"1"
 
