@@ -24,7 +24,7 @@ from typing import Any, Self, Unpack
 
 import dstorage.opening
 from dstorage.blocking.opening import OpenOptions
-from dstorage.cache.core import ANYTHING, Core, add_up
+from dstorage.cache.core import ANYTHING, AT_A_TIME, Core, add_up
 from dstorage.cache.keys import Key
 from dstorage.cache.loading import load
 from dstorage.cache.memoize import AsyncDecorator, Memo, MemoizeOptions, check_brackets, memoized_coroutine, named
@@ -39,8 +39,6 @@ from dstorage.waiting import check_wait
 
 KEEP: Any = object()
 """Default of `size_limit`: as it was."""
-REAP_AT_A_TIME = 256
-"""Entries removed between two turns of the loop."""
 
 
 class AsyncCache:
@@ -182,10 +180,10 @@ class AsyncCache:
     @staticmethod
     async def _expire(core: Core) -> int:
         """In parts, for the loop has other things to do."""
-        done = part = core.expire(REAP_AT_A_TIME)
-        while part == REAP_AT_A_TIME:
+        done = part = core.expire(AT_A_TIME)
+        while part == AT_A_TIME:
             await asyncio.sleep(0)
-            part = core.expire(REAP_AT_A_TIME)
+            part = core.expire(AT_A_TIME)
             done += part
         return done
 
@@ -261,13 +259,9 @@ class AsyncCache:
     async def pop(self, key: Key, default: Any = None) -> Any:
         """Remove `key` and return its value, or `default` if it has none. Of many at once, one gets it."""
         core = self.core
-        while (found := await core.read(key)) is not None:
-            entry, payload = found
-            if entry.kind is Kind.ABSENT:
-                break
-            if core.live.get(entry.key) is entry:
-                value = core.decode(entry, payload)
-                core.erase(entry)
+        while (found := await core.read(key)) is not None and found[0].kind is not Kind.ABSENT:
+            value = core.decode(*found)
+            if core.erase_same(found[0]):
                 return value
         return default
 
@@ -343,14 +337,7 @@ class AsyncCache:
         `copy` is True.
         """
         core = self.core
-        wanted = list(keys)
-        core.prefetch(wanted)
-        found = {}
-        for key in wanted:
-            value = await self.get(key, ANYTHING, copy=copy)
-            if value is not ANYTHING:
-                found[key] = value
-        return found
+        return await core.read_many(list(keys), functools.partial(core.decode, copy=copy))
 
     async def set_many(
         self,
@@ -360,12 +347,19 @@ class AsyncCache:
         tag: Key | None = None,
     ) -> None:
         """`set` for many. To have all or nothing of them, see `transact`."""
-        for key, value in items.items() if isinstance(items, Mapping) else items:
+        for number, (key, value) in enumerate(items.items() if isinstance(items, Mapping) else items, 1):
             await self.set(key, value, expire=expire, tag=tag)
+            if not number % AT_A_TIME:
+                await asyncio.sleep(0)
 
     async def delete_many(self, keys: Iterable[Key]) -> int:
         """`delete` for many; returns how many had a value."""
-        return sum([await self.delete(key) for key in keys])
+        done = 0
+        for number, key in enumerate(keys, 1):
+            done += await self.delete(key)
+            if not number % AT_A_TIME:
+                await asyncio.sleep(0)
+        return done
 
     async def evict(self, tag: Key) -> int:
         """Remove all keys with this tag; returns how many."""
@@ -379,12 +373,12 @@ class AsyncCache:
         core = self.core
         core.check_writable()
         done = 0
-        for number, key in enumerate(keys):
+        for number, key in enumerate(keys, 1):
             entry = core.live.get(key)
             if entry is not None:
                 done += core.current(key) is entry
                 core.erase(entry)
-            if number % REAP_AT_A_TIME == REAP_AT_A_TIME - 1:
+            if not number % AT_A_TIME:
                 await asyncio.sleep(0)
         return done
 

@@ -6,13 +6,14 @@ has to wait in the middle, looks again before that step whether the entry is sti
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import numbers
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from dstorage.cache.chunks import Chunks, runs
 from dstorage.cache.counts import Counter
@@ -31,6 +32,8 @@ from dstorage.errors import (
 )
 from dstorage.store import Store
 
+T = TypeVar("T")
+
 SETTINGS_FORMAT = 1
 DEFAULT_SIZE_LIMIT = 2**30
 
@@ -39,6 +42,8 @@ class TooLargeError(InvalidArgumentError):
     """A value that is larger than the whole cache may be."""
 
 
+AT_A_TIME = 256
+"""Entries that are changed, or looked at, between two turns of the loop."""
 ANYTHING: Final = object()
 """For `Core.write`: whatever stands for the key now."""
 
@@ -195,6 +200,21 @@ class Core:
             entry.used = True
             return entry, payload
         return None
+
+    async def read_many(self, keys: Sequence[Key], make: Callable[[Entry, bytes | bytearray], T]) -> dict[Key, T]:
+        """What `make` makes of the entries and payloads of those keys that have a value; hits and misses are counted."""
+        self.prefetch(keys)
+        made = {}
+        for number, key in enumerate(keys, 1):
+            found = self.hot(key) or await self.read(key)
+            if found is None or found[0].kind is Kind.ABSENT:
+                self.misses.add()
+            else:
+                self.hits.add()
+                made[key] = make(*found)
+            if not number % AT_A_TIME:
+                await asyncio.sleep(0)
+        return made
 
     def prefetch(self, keys: Iterable[Key]) -> None:
         """Have the values of these keys that are on disk read together."""
@@ -357,6 +377,13 @@ class Core:
         self.entries.remove(entry)
         self.unname(entry)
         self.delete(entry)
+
+    def erase_same(self, entry: Entry) -> bool:
+        """`erase`, if it is the entry that stands for its key still; returns whether it was."""
+        same = self.live.get(entry.key) is entry
+        if same:
+            self.erase(entry)
+        return same
 
     def touch(self, key: Key, expire: float | None) -> bool:
         """Give an entry another expiry; returns whether there is one."""

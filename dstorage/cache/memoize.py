@@ -28,7 +28,7 @@ from dstorage.cache.core import Core, TooLargeError, check_expire
 from dstorage.cache.flights import Abandoned, Flights
 from dstorage.cache.keys import Key
 from dstorage.cache.records import NEVER, Entry
-from dstorage.cache.values import Kind, absence
+from dstorage.cache.values import Encoded, Kind, absence
 from dstorage.errors import (
     DStorageError,
     InvalidArgumentError,
@@ -170,11 +170,14 @@ class Memo:
             raise error
         return self.value(found)
 
-    async def keep(self, key: Key, value: Any, cost: float) -> None:
+    def encode(self, value: Any) -> Encoded:
+        """A result as it is kept; in the thread that has it."""
+        return self.core().codec.encode(value)
+
+    async def keep(self, key: Key, encoded: Encoded, cost: float) -> None:
         """Keep a result, if there is room for it and the cache takes it (on the loop): who asked for it gets it all the same."""
         core = self.core()
         core.misses.add()
-        encoded = core.codec.encode(value)
         with self._if_there_is_room(core):
             await core.write(key, encoded, expire=self.expire, tag=self.tag, cost=cost)
 
@@ -218,7 +221,8 @@ def memoized_coroutine(
         except LookupError as error:
             await run(memo.keep_miss, key, error)
             raise
-        await run(memo.keep, key, value, time.perf_counter() - begun)
+        cost = time.perf_counter() - begun
+        await run(memo.keep, key, memo.encode(value), cost)
         return value
 
     async def memoized(*args: Any, **kwargs: Any) -> Any:
@@ -270,7 +274,8 @@ def memoized_function(
         except LookupError as error:
             run(memo.keep_miss, key, error)
             raise
-        run(memo.keep, key, value, time.perf_counter() - begun)
+        cost = time.perf_counter() - begun
+        run(memo.keep, key, memo.encode(value), cost)
         return value
 
     def memoized(*args: Any, **kwargs: Any) -> Any:

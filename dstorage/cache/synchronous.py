@@ -35,6 +35,7 @@ from dstorage.cache.memoize import (
     memoized_function,
     named,
 )
+from dstorage.cache.records import Entry
 from dstorage.cache.report import CacheEntryInfo, CacheStats
 from dstorage.cache.transaction import AsyncCacheTransaction
 from dstorage.cache.values import Encoded, Kind, Serializer
@@ -43,6 +44,9 @@ from dstorage.errors import ClosedError, InvalidArgumentError
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
+
+BATCH_BYTES = 2**20
+"""Of values, that `set_many` collects for one trip to the loop."""
 
 
 class Cache:
@@ -211,15 +215,26 @@ class Cache:
 
     def add(self, key: Key, value: Any, *, expire: float | None = None, tag: Key | None = None) -> bool:
         """`set`, if `key` has no value yet; returns whether it was done."""
-        return self._run(self.inner.add, key, value, expire=expire, tag=tag)
+        if key in self:
+            return False
+        return self._run(self.inner.add, key, self._core.codec.encode(value), expire=expire, tag=tag)
 
     def setdefault(self, key: Key, default: Any, *, expire: float | None = None, tag: Key | None = None) -> Any:
         """The value of `key`, which is `default` from now on if it had none."""
-        return self._run(self.inner.setdefault, key, default, expire=expire, tag=tag)
+        while True:
+            value = self.get(key, ANYTHING)
+            if value is not ANYTHING:
+                return value
+            if self.add(key, default, expire=expire, tag=tag):
+                return default
 
     def pop(self, key: Key, default: Any = None) -> Any:
         """Remove `key` and return its value, or `default` if it has none."""
-        return self._loop.run(self.inner.pop, key, default)
+        while (found := self.answer(key)) is not None and found[0].kind is not Kind.ABSENT:
+            value = self._core.decode(*found)
+            if self._loop.call_sync(self._core.erase_same, found[0]):
+                return value
+        return default
 
     def delete(self, key: Key) -> bool:
         """Remove `key`, or a remembered miss; returns whether it had a value."""
@@ -273,7 +288,15 @@ class Cache:
                 found[key] = core.decode(*hot, copy=copy)
         rest = [key for key in wanted if key not in found]
         if any(core.current(key) is not None for key in rest):
-            found |= self._run(self.inner.get_many, rest, copy=copy)
+
+            def make(entry: Entry, payload: bytes | bytearray) -> Any:
+                if entry.kind is not Kind.OBJECT:
+                    return core.decode(entry, payload, copy=copy)
+                return entry, bytes(memoryview(payload)) if copy else payload
+
+            for key, made in self._loop.run(core.read_many, rest, make).items():
+                # What a serializer does is not for the loop.
+                found[key] = core.decode(*made) if type(made) is tuple else made
         else:
             for _ in rest:
                 core.misses.add()
@@ -286,10 +309,18 @@ class Cache:
         expire: float | None = None,
         tag: Key | None = None,
     ) -> None:
-        """`set` for many, in one trip to the loop; see `AsyncCache.set_many`."""
-        # What an iterable of the caller's computes is not for the loop.
-        given = items if isinstance(items, Mapping) else list(items)
-        self._run(self.inner.set_many, given, expire=expire, tag=tag)
+        """`set` for many, in a trip to the loop for every MiB or so; see `AsyncCache.set_many`."""
+        # What an iterable or a serializer of the caller's computes is not for the loop.
+        batch: list[tuple[Key, Encoded]] = []
+        size = 0
+        for key, value in items.items() if isinstance(items, Mapping) else items:
+            encoded = self._core.codec.encode(value)
+            batch.append((key, encoded))
+            size += encoded.size
+            if size >= BATCH_BYTES:
+                self._run(self.inner.set_many, batch, expire=expire, tag=tag)
+                batch, size = [], 0
+        self._run(self.inner.set_many, batch, expire=expire, tag=tag)
 
     def delete_many(self, keys: Iterable[Key]) -> int:
         """`delete` for many; returns how many had a value."""
@@ -484,33 +515,45 @@ class CacheTransaction:
         Raises:
             TransactionConflict: It was changed since this transaction first read it.
         """
-        return self._loop.run(self._inner.get, key, default)
+        found = self._loop.run(self._inner.read, key)
+        return default if found is None else self._cache.inner.core.decode(*found)
 
     def __getitem__(self, key: Key) -> Any:
         """The value of `key`, or KeyError."""
-        return self._loop.run(self._inner.__getitem__, key)
+        value = self.get(key, ANYTHING)
+        if value is ANYTHING:
+            raise KeyError(key)
+        return value
 
     def __contains__(self, key: Key) -> bool:
         return self._loop.call_sync(self._inner.__contains__, key)
 
     def set(self, key: Key, value: Any, *, expire: float | None = None, tag: Key | None = None) -> None:
         """Let `value` stand for `key`."""
-        self._loop.run(lambda: self._inner.set(key, value, expire=expire, tag=tag))
+        encoded = self._cache.inner.core.codec.encode(value)
+        self._loop.run(lambda: self._inner.set(key, encoded, expire=expire, tag=tag))
 
     def __setitem__(self, key: Key, value: Any) -> None:
         self.set(key, value)
 
     def set_many(self, items: Mapping[Key, Any], *, expire: float | None = None, tag: Key | None = None) -> None:
         """`set` for many."""
-        self._loop.run(lambda: self._inner.set_many(items, expire=expire, tag=tag))
+        encode = self._cache.inner.core.codec.encode
+        encoded = {key: encode(value) for key, value in items.items()}
+        self._loop.run(lambda: self._inner.set_many(encoded, expire=expire, tag=tag))
 
     def add(self, key: Key, value: Any, *, expire: float | None = None, tag: Key | None = None) -> bool:
         """`set`, if `key` has no value yet; returns whether it was done."""
-        return self._loop.run(lambda: self._inner.add(key, value, expire=expire, tag=tag))
+        if key in self:
+            return False
+        self.set(key, value, expire=expire, tag=tag)
+        return True
 
     def pop(self, key: Key, default: Any = None) -> Any:
         """Remove `key` and return its value, or `default` if it has none."""
-        return self._loop.run(self._inner.pop, key, default)
+        value = self.get(key, default)
+        self.delete(key)
+        return value
 
     def delete(self, key: Key) -> bool:
         """Remove `key`; returns whether it had a value."""

@@ -146,18 +146,22 @@ class AsyncCacheTransaction:
         Raises:
             TransactionConflict: It was changed since this transaction first read it.
         """
+        found = await self.read(key)
+        return default if found is None else self._begun.decode(*found)
+
+    async def read(self, key: Key) -> tuple[Entry, bytes | bytearray] | None:
+        """The entry and payload of `key`, or None (for the cache's own parts)."""
         core = self._begun
         entry = self._view(key)
         if entry is None:
-            return default
+            return None
         try:
-            payload = await core.chunks.read(entry)
+            return entry, await core.chunks.read(entry)
         except (Lost, Deleted, CorruptData):
             self._check_unchanged(core, exact(key), entry)
             core.drop_lost(entry)
             self._seen[exact(key)] = None
-            return default
-        return core.decode(entry, payload)
+            return None
 
     async def __getitem__(self, key: Key) -> Any:
         """The value of `key`, or KeyError."""

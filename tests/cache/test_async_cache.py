@@ -91,6 +91,24 @@ async def test_a_large_value_is_read_from_the_disk_into_the_bytes_that_are_given
     assert peak < 1.5 * size
 
 
+async def test_many_at_once_let_others_have_the_loop(cache):
+    turns = 0
+
+    async def other():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    keys = range(1000)
+    watch = asyncio.create_task(other())
+    for work, argument in ((cache.set_many, dict.fromkeys(keys, 1)), (cache.get_many, keys), (cache.delete_many, keys)):
+        turns = 0
+        await work(argument)
+        assert turns >= 2
+    watch.cancel()
+
+
 async def test_expiry_to_the_moment(cache, clock):
     await cache.set("a", 1, expire=10)
     clock.advance(9.75)

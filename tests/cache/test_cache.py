@@ -39,7 +39,7 @@ def public(kind):
 
 
 def test_both_faces_have_the_same_names_and_arguments():
-    own = {"core", "answer", "transaction", "store", "inner", "abort", "under_way"}
+    own = {"core", "answer", "transaction", "store", "inner", "abort", "under_way", "read"}
     for one, other in ((Cache, AsyncCache), (CacheTransaction, AsyncCacheTransaction)):
         assert public(one) - own == public(other) - own
         for name in public(one) - own:
@@ -301,6 +301,54 @@ def test_what_is_not_closed_is_committed_at_exit(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
     with Cache(tmp_path / "x", budget="4M", pressure=False) as cache:
         assert cache["a"] == "kept"
+
+
+def test_a_serializer_works_in_the_thread_that_calls(tmp_path):
+    threads = set()
+
+    def dumps(value):
+        threads.add(threading.get_ident())
+        return b"".join(value)
+
+    def loads(data):
+        threads.add(threading.get_ident())
+        return [data]
+
+    serializer = dstorage.Serializer("joined", dumps, loads)
+    with Cache(tmp_path / "c", budget="4M", pressure=False, commit_interval=None, serializer=serializer) as cache:
+
+        def cool():
+            cache.commit()
+            cache.store.set_budget(1)
+            cache.store.set_budget("4M")
+
+        assert cache.add("a", [b"1", b"2"])
+        assert not cache.add("a", [b"3"])
+        assert cache.setdefault("b", [b"3"]) == [b"3"]
+        assert cache.setdefault("a", [b"3"]) == [b"12"]
+        cache.set_many((number, [b"n"]) for number in range(10))
+        cool()
+        assert cache.get_many(["a", "b", "c"]) == cache.get_many(["a", "b"], copy=True) == {"a": [b"12"], "b": [b"3"]}
+        assert cache.memoize(name="f")(lambda n: [n])(b"x") == [b"x"]
+        cool()
+        assert cache.pop("a") == [b"12"]
+        assert "a" not in cache
+        with cache.transact() as transaction:
+            transaction["c"] = [b"4"]
+            transaction.set_many({"d": [b"5"]})
+            assert transaction.add("e", [b"6"])
+            assert transaction["c"] == [b"4"]
+            assert transaction.get("b") == [b"3"]
+            assert transaction.pop("d") == [b"5"]
+        cool()
+        assert [key for key, _ in cache.items()] == ["b", *range(10), ("f", b"x"), "c", "e"]
+    assert threads == {threading.get_ident()}
+
+
+def test_set_many_takes_what_is_larger_than_memory(cache):
+    cache.set_many((number, bytes(50_000) + b"%d" % number) for number in range(300))
+    assert cache[299].endswith(b"299")
+    assert len(cache) == 300
 
 
 def away(cache, memory):
