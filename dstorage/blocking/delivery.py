@@ -7,9 +7,23 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 
+from dstorage.errors import InvalidArgumentError
+
 Deliver = asyncio.AbstractEventLoop | Executor | Callable[[Callable[[], object]], object]
 """An event loop, an executor, or what takes a function and has it called (``queue.put``); the last is called on the store's
 loop, so it must not wait."""
+
+
+def check_deliver(deliver: Deliver | None) -> None:
+    """Return if `deliver` is a place where callbacks can run, or None.
+
+    Raises:
+        InvalidArgumentError: It is not.
+    """
+    if not (deliver is None or isinstance(deliver, (asyncio.AbstractEventLoop, Executor)) or callable(deliver)):
+        raise InvalidArgumentError(
+            f"deliver={deliver!r}: give an event loop, an executor, or what takes a function and has it called (queue.put)"
+        )
 
 
 class Delivery:
@@ -47,7 +61,7 @@ class Delivery:
                 place.submit(guarded)
             else:
                 place(guarded)
-        except Exception as error:
+        except BaseException as error:  # What exits here would end the turn of the loop, which is not its own.
             self._report(error)
 
     def _begin(self) -> None:

@@ -88,6 +88,9 @@ class Handle:
                 `status`, `error` and `data` are the answer, whatever becomes of the chunk meanwhile.
             wait: Seconds to keep trying while the chunk is temporarily unavailable or memory is short.
             deliver: Where to call it; by default as given to `dstorage.blocking.open`.
+
+        Raises:
+            InvalidArgumentError: `wait` or `deliver` is none.
         """
         self.store.resolve(self.id, callback, wait=wait, deliver=deliver)
 

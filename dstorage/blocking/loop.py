@@ -167,12 +167,13 @@ class LoopThread:
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
-            runner.run(self._live())
+            loop = runner.get_loop()
+            while not self._stop.done():
+                # What somebody had called here raised it, and is told; the loop is everybody's.
+                with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                    loop.run_until_complete(self._stop)
         # A call may have come in after the last turn of the loop.
         self._refuse_queued()
-
-    async def _live(self) -> None:
-        await self._stop
 
     # -- calling ------------------------------------------------------------------------------------------------------
 
@@ -218,14 +219,17 @@ class LoopThread:
             self.call_sync(once)
         except BaseException:
             # It may have been called or not, and is not called twice.
-            with contextlib.suppress(ClosedError, RuntimeError):  # The loop may end this moment.
+            with contextlib.suppress(ClosedError):
                 self.post(once)
             raise
 
     def run(
         self, work: Callable[..., Coroutine[Any, Any, T]], *args: Any, undo: Callable[[T], object] | None = None
     ) -> T:
-        """Call a coroutine function on the loop and wait for its result; an interrupt cancels it, or undoes it."""
+        """Call a coroutine function on the loop and wait for its result; an interrupt cancels it, or undoes it.
+
+        So does `cancel_calls`; what is to come to its end is begun by `Call.run`.
+        """
 
         def begin(call: Call[T]) -> None:
             task = call.run(work(*args))
@@ -237,7 +241,10 @@ class LoopThread:
     def post(self, function: Callable[[], object]) -> None:
         """Have `function` called on the loop soon, without waiting for it."""
         self._check()
-        self.loop.call_soon_threadsafe(function)
+        try:
+            self.loop.call_soon_threadsafe(function)
+        except RuntimeError:  # The loop was closed this moment.
+            raise ClosedError(CLOSED) from None
 
     def _send(self, call: Call[Any]) -> None:
         self._check()
@@ -263,7 +270,11 @@ class LoopThread:
         # at the next read, only to wait again.
         together: list[threading.Lock] = []
         for _ in range(len(queue)):
-            queue.popleft().start(together)
+            try:
+                call = queue.popleft()
+            except IndexError:  # Refused by a thread that saw the end come.
+                break
+            call.start(together)
         for answered in together:
             answered.release()
 
@@ -292,8 +303,8 @@ class LoopThread:
             )
 
     async def cancel_calls(self) -> None:
-        """End the calls of `run` that are under way: those who wait get a `ClosedError` (for a call itself, which goes on)."""
-        tasks = self._tasks - {asyncio.current_task()}
+        """End the calls of `run` that are under way: those who wait get a `ClosedError`."""
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -309,7 +320,12 @@ class LoopThread:
         """`stop` without waiting for the end, also for the loop itself."""
         if self._closed is None:
             self._closed = CLOSED
-            self.loop.call_soon_threadsafe(self._stop.set_result, None)
+            with contextlib.suppress(RuntimeError):  # Another thread was quicker.
+                self.loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if not self._stop.done():
+            self._stop.set_result(None)
 
     def forked(self) -> None:
         """In a forked child: the thread stayed with the parent."""

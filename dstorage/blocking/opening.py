@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 import dstorage.opening
-from dstorage.blocking.delivery import Deliver
+from dstorage.blocking.delivery import Deliver, check_deliver
 from dstorage.blocking.loop import LoopThread
 from dstorage.blocking.store import Store
 from dstorage.controller import Controller
@@ -58,6 +58,7 @@ def open(path: str | os.PathLike[str], *, deliver: Deliver | None = None, **opti
         NotAStoreError: There is none, and `create` is False or `read_only` is True.
         InvalidArgumentError: An argument is out of range.
     """
+    check_deliver(deliver)
     opening = dstorage.opening.open(path, **options)
     loop = LoopThread(f"dstorage {path}")
     tasks: list[asyncio.Task[Any]] = []

@@ -24,7 +24,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from dstorage.blocking.delivery import Deliver, Delivery
+from dstorage.blocking.delivery import Deliver, Delivery, check_deliver
 from dstorage.blocking.events import EventStream
 from dstorage.blocking.handle import Callback, Handle
 from dstorage.blocking.loop import Call, LoopThread
@@ -60,8 +60,7 @@ class Store:
         self.path = inner.path
         self.options = inner.options
         self._handles: dict[int, AsyncHandle] = inner.table.handles
-        self._closing = threading.Lock()
-        self._end: asyncio.Task[None] | None = None
+        self._end: asyncio.Task[Exception | None] | None = None
         self._delivery = Delivery(deliver, self._report)
         _open_stores.add(self)
 
@@ -127,6 +126,7 @@ class Store:
         self, id: int, callback: Callback | None = None, *, wait: float | None = None, deliver: Deliver | None = None
     ) -> None:
         """Ask for chunk `id`; see `Handle.resolve`."""
+        check_deliver(deliver)
 
         def on_loop() -> None:
             with self.inner.table.get(id) as handle:
@@ -363,31 +363,38 @@ class Store:
                 was at the commit before.
         """
         self.loop.check_caller()
-        with self._closing:
-            if self not in _open_stores:
-                return
-            try:
-                self.loop.run(self._close)
-            except Exception:
-                self._ended()
-                raise
-            self._ended()
+        if self not in _open_stores:
+            return
 
-    async def _close(self) -> None:
-        # Once begun it goes on to its end, also when the wait is interrupted; a second close() waits for the same end.
-        if self._end is None:
-            await self.loop.cancel_calls()
-            self._end = asyncio.get_running_loop().create_task(self.inner.close())
-        await asyncio.shield(self._end)
+        def begin(call: Call[Exception | None]) -> None:
+            call.run(self._close())
 
-    def _ended(self) -> None:
-        _open_stores.discard(self)
+        failure = None
+        # Under no lock: who closes it at the same time may be a callback that this waits for, or a signal's handler in this thread.
+        with contextlib.suppress(ClosedError):  # Another thread was quicker.
+            failure = self.loop.call(begin)
         self._handles = {}
         self.loop.stop()
         self._delivery.close()
+        _open_stores.discard(self)
+        if failure is not None:
+            raise failure
+
+    async def _close(self) -> Exception | None:
+        # Once begun it goes on to its end, also when the wait is interrupted; all who close wait for the same end.
+        if self._end is None:
+            self._end = asyncio.create_task(self._close_inner())
+        return await asyncio.shield(self._end)
+
+    async def _close_inner(self) -> Exception | None:
+        await self.loop.cancel_calls()
+        try:
+            await self.inner.close()
+        except Exception as error:
+            return error
+        return None
 
     def _forked(self) -> None:
-        self._closing = threading.Lock()
         self._handles = {}
 
     def __enter__(self) -> Self:

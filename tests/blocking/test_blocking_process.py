@@ -146,6 +146,28 @@ print(store.stats().commits)
     assert done.stdout.splitlines() == ["interrupted", "1"]
 
 
+def test_a_signals_handler_may_close_what_is_being_closed(tmp_path):
+    done = program(
+        """
+controller = MemoryController()
+store = dstorage.blocking.open(sys.argv[1], commit_interval=None, controllers=[controller])
+store.create(b"bytes")
+controller.write_gate = gate = Gate()
+def close(*_):
+    store.loop.post(gate.event.set)
+    store.close()
+    print("by the handler")
+signal.signal(signal.SIGINT, close)
+interrupt_at(gate.reached)
+store.close()
+print("closed")
+""",
+        tmp_path / "store",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["by the handler", "closed"]
+
+
 def test_an_interrupt_while_opening_leaves_the_store_free(tmp_path):
     done = program(
         """

@@ -536,15 +536,28 @@ def test_what_a_callback_raises_is_reported_and_disturbs_no_other(store):
     assert [type(error) for error in reported] == [LookupError]
 
 
-def test_a_place_that_refuses_a_callback_is_reported(store):
+@pytest.mark.parametrize("refusal", [RuntimeError("queue is full"), SystemExit(3)])
+def test_a_place_that_refuses_a_callback_is_reported(store, refusal):
     come = threading.Event()
     store.loop.loop.set_exception_handler(lambda loop, context: come.set())
 
     def refuse(function):
-        raise RuntimeError("queue is full")
+        raise refusal
 
     store.create(b"bytes").resolve(Told(), deliver=refuse)
     assert come.wait(30)
+    assert bytes(store.create(b"others").get()) == b"others"
+
+
+def test_a_place_that_is_none_is_refused_at_once(tmp_path, store):
+    import queue
+
+    for deliver in (queue.Queue(), 5, "thread"):
+        with pytest.raises(InvalidArgumentError, match="deliver="):
+            store.create(b"bytes").resolve(Told(), deliver=deliver)
+        with pytest.raises(InvalidArgumentError, match="deliver="):
+            opening(tmp_path / "other", deliver=deliver)
+    assert not (tmp_path / "other").exists()
 
 
 def test_callbacks_that_wait_are_called_when_the_store_is_closed(tmp_path, memory):
@@ -740,6 +753,54 @@ def test_many_threads_close_at_once(tmp_path, memory):
     Threads(*[store.close] * 8).join()
     with opening(tmp_path / "store", memory) as store:
         assert bytes(store.get(1)) == b"bytes"
+
+
+def test_all_who_close_are_told_that_the_last_commit_failed(tmp_path, memory):
+    store = opening(tmp_path / "store", memory)
+    store.create(b"bytes")
+    store.call(_set_unavailable, memory, True)
+    begun, failed = threading.Barrier(3), []
+
+    def close():
+        begun.wait(30)
+        try:
+            store.close()
+        except TemporarilyUnavailable as error:
+            failed.append(error)
+
+    Threads(close, close, close).join()
+    assert failed
+    store.close()
+    with opening(tmp_path / "store", MemoryController()):
+        pass
+
+
+def test_a_callback_may_close_the_store_while_another_thread_closes_it(tmp_path, memory):
+    store = opening(tmp_path / "store", memory)
+    called, closed = threading.Event(), threading.Event()
+
+    def close(handle):
+        called.set()
+        # So long until close waits for this.
+        while store.loop._thread.is_alive():
+            pass
+        store.close()
+        closed.set()
+
+    store.create(b"bytes").resolve(close)
+    assert called.wait(30)
+    Threads(store.close).join()
+    assert closed.is_set()
+
+
+def test_what_exits_on_the_loop_ends_its_caller_and_not_the_store(store):
+    async def leave():
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        store.call(leave)
+    assert bytes(store.create(b"bytes").get()) == b"bytes"
+    store.commit()
 
 
 def test_calls_that_race_with_the_close_end(tmp_path, memory):

@@ -204,6 +204,63 @@ def test_what_is_posted_is_called_without_waiting(loop):
         loop.post(called.set)
 
 
+def test_what_is_posted_when_the_loop_was_closed_this_moment_is_refused(loop, monkeypatch):
+    loop.stop()
+    monkeypatch.setattr(loop, "_check", lambda: None)
+    with pytest.raises(ClosedError):
+        loop.post(print)
+
+
+def test_a_call_that_another_thread_refused_keeps_no_other_from_its_answer(loop, monkeypatch):
+    """A thread that saw the end come empties the queue while the loop does."""
+    busy = Busy(loop)
+
+    def first():
+        def steal(call):
+            loop._refuse_queued()
+            call.done(1)
+
+        assert loop.call(steal) == 1
+
+    def second():
+        with pytest.raises(ClosedError):
+            loop.call_sync(int)
+
+    threads = Threads(first)
+    while len(loop._queue) < 1:
+        pass
+    more = Threads(second)
+    while len(loop._queue) < 2:
+        pass
+    busy.end()
+    threads.join(10)
+    more.join(10)
+
+
+def test_many_threads_may_end_it_at_once(loop):
+    Threads(*[loop.stop] * 8).join()
+
+
+@pytest.mark.parametrize("uvloop", [True, False])
+def test_an_exit_raised_on_the_loop_does_not_end_it(monkeypatch, uvloop):
+    if not uvloop:
+        monkeypatch.setattr("dstorage.blocking.loop._new_loop", asyncio.new_event_loop)
+    loop = LoopThread("the test's loop")
+
+    async def leave():
+        raise SystemExit(3)
+
+    def leave_at_once():
+        raise SystemExit(4)
+
+    for _ in range(3):
+        with pytest.raises(SystemExit):
+            loop.run(leave)
+        loop.post(leave_at_once)
+        assert loop.call_sync(int) == 0
+    loop.stop()
+
+
 def test_a_loop_that_cannot_be_made_is_an_error_of_the_caller(monkeypatch):
     def fail():
         raise OSError(24, "Too many open files")
