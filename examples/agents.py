@@ -1,8 +1,9 @@
 """An epidemic among agents that do not fit into memory; kill it at any time, start it again, and it goes on.
 
-The agents are a paged array of structures, changed in place band by band. A commit every few steps makes the agents and the number of
-the step durable together. A run that was killed goes on from the last commit, and ends with the same numbers as one that was
-not: chance depends on nothing but the step and the band.
+The agents are paged arrays of structures: each step reads one, band by band, and writes another; the number of the step comes last
+and says which one holds. So whatever a commit finds is the state after one step, also the last commit of a run that was interrupted.
+A run that was ended goes on from there, and ends with the same numbers as one that was not: chance depends on nothing but the
+step and the band.
 
     python examples/agents.py world [--agents 2000000] [--steps 100] [--budget 16M]
 
@@ -25,6 +26,8 @@ CELLS = 64
 """Who is infected is counted in so many by so many cells; that is all an agent sees of the others."""
 RECOVERED_AFTER = 14
 CHECKPOINT_STEPS = 10
+WORLDS = ("even", "odd")
+"""The agents after steps of even numbers, and of odd ones."""
 
 Agents = npt.NDArray[np.void]
 Counts = npt.NDArray[np.int64]
@@ -53,18 +56,22 @@ def move(agents: Agents, infected: Counts, chance: np.random.Generator) -> None:
 
 
 def settle(store: dstorage.blocking.Store, number: int) -> None:
-    """Scatter the agents, infect the first ten, and make all of it durable with one commit."""
-    agents = PagedArray.create(store, "agents", number, AGENT)
-    infected = np.zeros(CELLS * CELLS, np.int64)
+    """Scatter the agents and infect the first ten; whoever finds the number of the step finds all of it."""
+    for name in {*WORLDS, "infected"} & set(PagedArray.names(store)):
+        # An interrupted beginning left it.
+        PagedArray.delete(store, name)
+    agents, _ = (PagedArray.create(store, world, number, AGENT) for world in WORLDS)
+    infected = PagedArray.create(store, "infected", (2, CELLS * CELLS), "i8")
+    after = np.zeros(CELLS * CELLS, np.int64)
     for band in agents.bands():
         chance = np.random.default_rng([0, *band.place])
         with agents.edit(band.slices, discard=True) as part:
             part["x"], part["y"] = chance.random((2, len(part)))
             if band.place == (0,):
                 part["days"][:10] = 1
-            infected += count(part)
+            after += count(part)
+    infected[0] = after
     PagedArray.create(store, "step", (), "i8")
-    PagedArray.create(store, "infected", CELLS * CELLS, "i8")[:] = infected
     store.commit()
 
 
@@ -76,24 +83,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--budget", default="16M")
     arguments = parser.parse_args()
-    # commit_interval=None: a commit in the middle of a step would be one to which no run can go back.
+    # commit_interval=None: checkpoints are made where this program makes them, and when it ends.
     with dstorage.blocking.open(arguments.store, budget=arguments.budget, commit_interval=None) as store:
-        if "agents" not in PagedArray.names(store):
+        if "step" not in PagedArray.names(store):
             settle(store, arguments.agents)
-        agents, step, infected = (PagedArray.open(store, name) for name in ("agents", "step", "infected"))
+        *worlds, infected, step = (PagedArray.open(store, name) for name in (*WORLDS, "infected", "step"))
         if step[()]:
             print(f"going on after step {step[()]}", flush=True)
         for number in range(int(step[()]) + 1, arguments.steps + 1):
-            before, after = infected[:], np.zeros(CELLS * CELLS, np.int64)
+            agents, following = worlds[1 - number % 2], worlds[number % 2]
+            before, after = infected[1 - number % 2], np.zeros(CELLS * CELLS, np.int64)
             for band in agents.bands():
-                with agents.edit(band.slices) as part:
+                with following.edit(band.slices, discard=True) as part:
+                    part[:] = band.data
                     move(part, before, np.random.default_rng([number, *band.place]))
                     after += count(part)
-            infected[:] = after
+            infected[number % 2] = after
             step[()] = number
             if number % CHECKPOINT_STEPS == 0 or number == arguments.steps:
                 store.commit()
                 print(f"step {number}: {after.sum()} infected", flush=True)
+        agents = worlds[int(step[()]) % 2]
         had_it = sum(int(np.count_nonzero(band.data["days"])) for band in agents.bands())
         print(f"{had_it} of {agents.size} agents had it")
 

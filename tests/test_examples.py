@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import signal
 import subprocess
@@ -49,6 +50,32 @@ def test_agents_that_were_killed_go_on_and_come_to_the_same_end(tmp_path):
     done = int(re.fullmatch(r"going on after step (\d+)", first)[1])
     assert done in (10, 20, 30)
     assert rest == expected[done // 10 :]
+
+
+@pytest.mark.parametrize("calls", [3, 20 * 33 + 7], ids=["at the beginning", "in a step"])
+def test_agents_that_were_interrupted_go_on_and_come_to_the_same_end(tmp_path, monkeypatch, capsys, calls):
+    """Closing the store commits what an interrupt leaves behind, wherever it came."""
+    expected = run("agents.py", "whole", *AGENTS, cwd=tmp_path).splitlines()
+    spec = importlib.util.spec_from_file_location("agents", EXAMPLES / "agents.py")
+    agents = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(agents)
+    count, left = agents.count, iter(range(calls))
+
+    def counted(part):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return count(part)
+
+    monkeypatch.setattr(sys, "argv", ["agents.py", str(tmp_path / "interrupted"), *map(str, AGENTS)])
+    monkeypatch.setattr(agents, "count", counted)
+    with pytest.raises(KeyboardInterrupt):
+        agents.main()
+    monkeypatch.setattr(agents, "count", count)
+    capsys.readouterr()
+    agents.main()
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == expected[-1]
+    assert printed[0] == ("going on after step 19" if calls > 100 else expected[0])
 
 
 def test_callbacks_are_told_every_status(tmp_path):
