@@ -92,7 +92,11 @@ class AsyncCache:
     ) -> None:
         if isinstance(place, Store) and options:
             raise InvalidArgumentError(f"{', '.join(options)}: the store is open already; these are for a directory")
-        if not 0 < reap_interval < NEVER:
+        if not isinstance(place, (str, os.PathLike, Store)):
+            raise InvalidArgumentError(
+                f"place {place!r}: give a directory, or a store of dstorage.open (dstorage.Cache takes one of dstorage.blocking.open)"
+            )
+        if not isinstance(reap_interval, (int, float)) or not 0 < reap_interval < NEVER:
             raise InvalidArgumentError(f"reap_interval={reap_interval}: give seconds > 0")
         check_wait(wait)
         self._place = place

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 SETTINGS_FORMAT = 1
 DEFAULT_SIZE_LIMIT = 2**30
+MAX_EXPIRE = 1e12
+"""Seconds; some 30000 years."""
 
 
 class TooLargeError(InvalidArgumentError):
@@ -456,8 +458,10 @@ _open: weakref.WeakKeyDictionary[Store, set[str]] = weakref.WeakKeyDictionary()
 
 def check_expire(expire: float | None) -> None:
     """Raise unless `expire` is None or seconds from now."""
-    if expire is not None and not (isinstance(expire, numbers.Real) and 0 <= expire < math.inf):
-        raise InvalidArgumentError(f"expire={expire!r}: give seconds from now, or None for never")
+    if expire is not None and not (isinstance(expire, numbers.Real) and 0 <= expire <= MAX_EXPIRE):
+        raise InvalidArgumentError(
+            f"expire={expire!r}: give seconds from now (up to {MAX_EXPIRE:.0e}), or None for never"
+        )
 
 
 def add_up(key: Key, number: Any, delta: Any) -> Any:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 import dstorage.blocking.opening
+import dstorage.store
 from dstorage.blocking.loop import Call
 from dstorage.blocking.opening import OpenOptions
 from dstorage.blocking.store import Store
@@ -108,8 +109,13 @@ class Cache:
         if isinstance(place, Store):
             self.store = place
         else:
+            if isinstance(place, dstorage.store.Store):
+                raise InvalidArgumentError(
+                    f"place {place!r} belongs to an event loop: for that there is dstorage.AsyncCache; or open the store by "
+                    "dstorage.blocking.open"
+                )
             # With the arguments checked before anything is made on the disk.
-            make(os.fspath(place))
+            make(place)
             self.store = self._own = dstorage.blocking.opening.open(place, **options)
         self._loop = self.store.loop
         try:

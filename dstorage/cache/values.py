@@ -159,7 +159,12 @@ class Codec:
             if isinstance(value, numpy.generic) and not value.dtype.hasobject:
                 return Encoded(Kind.SCALAR, _array_payload(numpy.asarray(value), numpy))
         if self._first is not None:
-            return Encoded(Kind.OBJECT, self._first.dumps(value), self._first.name)
+            payload = self._first.dumps(value)
+            if not isinstance(payload, Buffer):
+                raise InvalidArgumentError(
+                    f"serializer {self._first.name!r} made a {type(payload).__name__} of a value: it has to make bytes"
+                )
+            return Encoded(Kind.OBJECT, payload, self._first.name)
         raise InvalidArgumentError(
             f"a value of type {type(value).__name__} needs a serializer: open the cache with serializer='json' (text others "
             "can read), 'pickle' (only if nobody else can write the cache), or a dstorage.Serializer of your own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import multiprocessing
 import os
@@ -500,3 +501,30 @@ def test_no_thread_ever_gets_an_old_value_half_of_one_or_another_keys(tmp_path, 
         thread.join(60)
     assert not errors
     assert any(got)
+
+
+def test_a_place_of_the_other_face_is_refused_with_the_way_out(tmp_path):
+    async def other_loop():
+        async with await dstorage.open(tmp_path / "a") as store:
+            with pytest.raises(InvalidArgumentError, match=r"dstorage\.AsyncCache"):
+                Cache(store)
+
+    asyncio.run(other_loop())
+    with dstorage.blocking.open(tmp_path / "b") as store, pytest.raises(InvalidArgumentError, match=r"dstorage\.Cache"):
+        AsyncCache(store)
+    for face in (Cache, AsyncCache):
+        with pytest.raises(InvalidArgumentError, match="place None"):
+            face(None)
+
+
+def test_a_reap_interval_that_is_no_time_is_refused(tmp_path):
+    for interval in (0, float("inf"), "1"):
+        with pytest.raises(InvalidArgumentError, match="reap_interval"):
+            Cache(tmp_path / "c", reap_interval=interval)
+
+
+@pytest.mark.parametrize("expire", [-1, float("nan"), float("inf"), 10**400, "1"])
+def test_an_expiry_that_cannot_be_is_refused(cache, expire):
+    with pytest.raises(InvalidArgumentError, match="expire="):
+        cache.set("a", 1, expire=expire)
+    assert "a" not in cache

@@ -185,3 +185,9 @@ def test_huge_shapes_take_no_memory():
     payload = b"\x93NUMPY\x03\x00" + len(header).to_bytes(4, "little") + header
     with pytest.raises(CorruptData):
         CODEC.decode(Kind.ARRAY, payload)
+
+
+def test_a_serializer_that_makes_no_bytes_is_told():
+    codec = Codec(Serializer("text", str, str))
+    with pytest.raises(InvalidArgumentError, match=r"serializer 'text' made a str"):
+        codec.encode([1])
