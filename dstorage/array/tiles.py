@@ -266,7 +266,9 @@ class Tiles:
             child: int = _ID.unpack_from(await node.get(wait=self._wait), at)[0]
             if child:
                 return child
-            await store.room.reserve(NODE_BYTES, 0, self._wait)
+            # Behind those who hold room already, it would wait for itself.
+            if not store.room.try_reserve_along(NODE_BYTES):
+                await store.room.reserve(NODE_BYTES, 0, self._wait)
             left = True
             try:
                 async with Edit(node, self._wait, discard=False, along=True) as ids:

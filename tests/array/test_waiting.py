@@ -79,6 +79,16 @@ async def test_views_that_fill_the_budget_are_named_as_the_reason(small):
     assert await array.sum() == 64 * 512
 
 
+async def test_a_tile_as_large_as_may_be_dirty_finds_room_for_its_entry_in_the_tree(tmp_path, memory):
+    async with dstorage.open(
+        tmp_path / "store", budget=2**20, dirty_share=0.2, controllers=[memory], commit_interval=None, pressure=None
+    ) as store:
+        array = await AsyncPagedArray.create(store, "a", 2**30, "u1", tile=2**18, wait=None)
+        for tile in (0, 2**11, 2**12 - 1):
+            await array.write(tile * 2**18, 1)
+        assert await array.read(2**30 - 2**18) == 1
+
+
 async def test_others_on_the_loop_have_their_turn_between_tiles(store):
     array = await AsyncPagedArray.create(store, "a", (64, 8), tile=(1, 8))
     turns = 0
