@@ -8,6 +8,7 @@ budget, and what is deleted before that is never written.
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 import threading
@@ -94,7 +95,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
             shutil.rmtree(path, ignore_errors=True)
             raise
         self._finalizer = weakref.finalize(self, _clean_up, self._store, self._places, self._deleted, path)
-        _at_exit.difference_update([finalizer for finalizer in _at_exit if not finalizer.alive])
+        _at_exit.difference_update([finalizer for finalizer in tuple(_at_exit) if not finalizer.alive])
         _at_exit.add(self._finalizer)
 
     # -- the mapping --------------------------------------------------------------------------------------------------
@@ -372,3 +373,14 @@ def _clean_up_at_exit() -> None:
 # Before blocking stores that are still open are closed, which would write what nobody wants any more, perhaps to a directory that is gone:
 # what is registered last comes first.
 getattr(threading, "_register_atexit", atexit.register)(_clean_up_at_exit)
+
+
+def _after_fork() -> None:
+    """What a forked child gets to see is the parent's, and is not removed by it."""
+    for finalizer in _at_exit:
+        finalizer.detach()
+    _at_exit.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -240,6 +240,42 @@ def test_nothing_is_left_after_the_program(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+FORK = """
+import gc, multiprocessing, os, sys
+from dstorage.integrations.spill import SpillMapping
+
+def child(end):
+    global mapping
+    if end == "forget":
+        mapping = None
+        gc.collect()
+    elif end == "close":
+        mapping.close()
+    elif end == "exit":
+        sys.exit(0)
+
+mapping = SpillMapping(sys.argv[1], budget="1M", pressure=False)
+mapping["a"] = bytes(2**18)
+for end in ("return", "forget", "close", "exit"):
+    process = multiprocessing.get_context("fork").Process(target=child, args=(end,))
+    process.start()
+    process.join()
+    print(process.exitcode, len(os.listdir(sys.argv[1])))
+for number in range(8):
+    mapping[number] = bytes(2**18)
+assert all(mapping[number] == bytes(2**18) for number in mapping)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_a_forked_child_leaves_the_parents_directory_alone(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, tmp_path], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "0 1\n" * 4), done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("gone", [False, True])
 @pytest.mark.parametrize("work", ["", "del mapping['a']", "mapping.clear()", "mapping['c'] = bytes(2**17)"])
 def test_the_end_of_a_program_is_quiet_even_if_the_directory_is_gone(tmp_path, gone, work):
