@@ -179,17 +179,7 @@ class AsyncCache:
     async def _reap(self, core: Core) -> None:
         while True:
             await asyncio.sleep(self._reap_interval)
-            await self._expire(core)
-
-    @staticmethod
-    async def _expire(core: Core) -> int:
-        """In parts, for the loop has other things to do."""
-        done = part = core.expire(AT_A_TIME)
-        while part == AT_A_TIME:
-            await asyncio.sleep(0)
-            part = core.expire(AT_A_TIME)
-            done += part
-        return done
+            await core.in_parts(core.expire)
 
     # -- one key ------------------------------------------------------------------------------------------------------
 
@@ -394,12 +384,9 @@ class AsyncCache:
         return (key for key in core.all_keys() if core.current(key) is not None)
 
     def __len__(self) -> int:
-        """How many keys there are; what has expired and is there still is removed first."""
+        """How many keys there are."""
         core = self.core
-        if not core.store.options.read_only:
-            core.expire()
-            return len(core.live) - core.entries.absent
-        return sum(1 for _ in self)
+        return len(core.live) - core.entries.absent - core.entries.gone(core.clock())
 
     def keys(
         self,
@@ -428,7 +415,8 @@ class AsyncCache:
 
     def tags(self) -> list[Key]:
         """All tags that entries have."""
-        return self.core.entries.tags()
+        core = self.core
+        return core.entries.tags(core.clock())
 
     async def items(self) -> AsyncIterator[tuple[Key, Any]]:
         """All keys with their values, one by one, so that the cache may be larger than memory."""
@@ -460,13 +448,15 @@ class AsyncCache:
 
     async def expire(self) -> int:
         """Remove what has expired, now; returns how many. (The reaper does it within `reap_interval` anyway.)"""
-        self.core.check_writable()
-        return await self._expire(self.core)
+        core = self.core
+        core.check_writable()
+        return await core.in_parts(core.expire)
 
     async def cull(self) -> int:
         """Remove what is too much, now; returns how many. (Each `set` does it anyway.)"""
-        self.core.check_writable()
-        return self.core.cull()
+        core = self.core
+        core.check_writable()
+        return await core.in_parts(core.cull)
 
     def stats(self, *, reset: bool = False) -> CacheStats:
         """Counters since the cache was opened, or since they were last reset."""

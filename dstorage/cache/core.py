@@ -136,7 +136,7 @@ class Core:
             if former is not None:
                 self.chunks.delete(former)
             self.size_limit = limit
-        self.cull()
+        await self.in_parts(self.cull)
 
     # -- looking (from any thread) ------------------------------------------------------------------------------------
 
@@ -371,7 +371,7 @@ class Core:
             self.unname(entry)
             self.delete(entry)
         if self.size_limit is not None and self.entries.volume > self.size_limit:
-            self.cull(entries[-1] if entries else None)
+            self.cull(keep=entries[-1] if entries else None)
 
     def erase(self, entry: Entry) -> None:
         """Remove an entry that is in the index, with its value."""
@@ -439,16 +439,31 @@ class Core:
         self.expired += done
         return done
 
-    def cull(self, keep: Entry | None = None) -> int:
-        """Remove what has expired and then, while the cache is over its limit, what was not used; returns how many."""
+    def cull(self, most: float = math.inf, *, keep: Entry | None = None) -> int:
+        """While the cache is over its limit, remove what has expired, then what was not used, at most so many; returns how many."""
         limit = self.size_limit
-        if limit is None or self.entries.volume <= limit:
-            return 0
-        done = self.expire()
-        while self.entries.volume > limit and (entry := self.entries.victim(keep)) is not None:
+        now = self.clock()
+        done = 0
+        while done < most and limit is not None and self.entries.volume > limit:
+            entry = self.entries.expired(now)
+            if entry is not None:
+                self.expired += 1
+            elif (entry := self.entries.victim(keep)) is not None:
+                self.culled += 1
+            else:
+                break
             self.erase(entry)
-            self.culled += 1
             done += 1
+        return done
+
+    @staticmethod
+    async def in_parts(remove: Callable[[float], int]) -> int:
+        """All that `remove` (`expire` or `cull`) removes, for the loop has other things to do."""
+        done = part = remove(AT_A_TIME)
+        while part == AT_A_TIME:
+            await asyncio.sleep(0)
+            part = remove(AT_A_TIME)
+            done += part
         return done
 
 

@@ -144,15 +144,30 @@ class Entries:
         except IndexError:
             return NEVER
 
+    def gone(self, now: float) -> int:
+        """How many keys have expired and are there still; remembered misses are not counted."""
+        rows = self._expiries
+        done = 0
+        # Below what has not expired in a heap, nothing has.
+        pending = [0]
+        while pending:
+            at = pending.pop()
+            if at < len(rows) and rows[at][0] <= now:
+                entry = rows[at][2]
+                done += entry.kind is not Kind.ABSENT and self.live.get(entry.key) is entry
+                pending += (2 * at + 1, 2 * at + 2)
+        return done
+
     # -- listing ------------------------------------------------------------------------------------------------------
 
     def tagged(self, tag: Key) -> list[Key]:
         """Keys with this tag, in the order they were written."""
         return list(self._tags.get(exact(tag), ()))
 
-    def tags(self) -> list[Key]:
-        """All tags there are."""
-        return list(self._tags)
+    def tags(self, now: float) -> list[Key]:
+        """All tags of what has not expired."""
+        live = self.live
+        return [tag for tag, keys in self._tags.items() if any(live[key].expires > now for key in keys)]
 
     def in_order(self, prefix: Key | None, start: Key | None, stop: Key | None, *, reverse: bool) -> Iterator[Key]:
         """Keys in their order: those that begin with `prefix`, from `start` up to but without `stop`."""

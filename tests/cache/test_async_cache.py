@@ -118,6 +118,7 @@ async def test_expiry_to_the_moment(cache, clock):
     assert await cache.get("a") is None
     assert "a" not in cache
     assert len(cache) == 0
+    assert await cache.expire() == 1
     assert cache.volume == 0
 
 
@@ -256,6 +257,42 @@ async def test_what_has_expired_leaves_first(cache, clock):
     clock.advance(1)
     await cache.set("new", bytes(1000))
     assert list(cache) == ["old", "young", "new"]
+
+
+async def test_what_has_expired_is_listed_nowhere(cache, clock):
+    await cache.set("a", 1, tag="red", expire=10)
+    await cache.set("b", 2, tag="blue", expire=20)
+    await cache.set_missing("c", expire=10)
+    assert (len(cache), cache.tags()) == (2, ["red", "blue"])
+    clock.advance(10)
+    assert (len(cache), cache.tags(), list(cache), cache.keys()) == (1, ["blue"], ["b"], ["b"])
+
+
+async def test_culling_a_large_cache_lets_others_have_the_loop(cache):
+    turns = 0
+
+    async def other():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    await cache.set_many(dict.fromkeys(range(1000), 1))
+    watch = asyncio.create_task(other())
+    await cache.set_size_limit(1000)
+    assert turns >= 2
+    watch.cancel()
+    assert cache.volume <= 1000
+
+
+async def test_a_value_that_needs_room_makes_no_more_than_that(cache, clock):
+    await cache.set_size_limit(1000 * (1000 + ENTRY_BYTES))
+    await cache.set_many({number: bytes(872) for number in range(100)}, expire=1)
+    await cache.set_size_limit(100_000)
+    clock.advance(1)
+    await cache.set("new", bytes(2872))
+    assert cache.stats().expired == 3
+    assert cache.volume == 100_000
 
 
 async def test_a_value_larger_than_the_limit_is_refused_and_harms_nothing(cache, store):

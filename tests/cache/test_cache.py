@@ -96,7 +96,7 @@ def test_every_call(cache, clock):
     clock.advance(1)
     assert len(cache) == 14
     clock.advance(10)
-    assert cache.expire() == 1
+    assert cache.expire() == 2
     assert cache.cull() == 0
     cache.set_size_limit(5 * 138)
     assert len(cache) == 5

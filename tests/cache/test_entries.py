@@ -93,7 +93,11 @@ class IndexMachine(RuleBasedStateMachine):
         assert self.entries.absent == sum(entry.kind is Kind.ABSENT for entry in self.model.values())
         for tag in ("x", "y", 1):
             assert set(self.entries.tagged(tag)) == {key for key, entry in self.model.items() if entry.tag == tag}
-        assert set(self.entries.tags()) == {entry.tag for entry in self.model.values() if entry.tag is not None}
+        for now in (0.5, 1.0, 6.0):
+            alive = [entry for entry in self.model.values() if entry.expires > now]
+            assert set(self.entries.tags(now)) == {entry.tag for entry in alive if entry.tag is not None}
+            dead = [entry for entry in self.model.values() if entry.expires <= now]
+            assert self.entries.gone(now) == sum(entry.kind is not Kind.ABSENT for entry in dead)
         assert self.entries.next_expiry <= min((entry.expires for entry in self.model.values()), default=NEVER)
 
 
