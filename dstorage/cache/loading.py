@@ -9,9 +9,9 @@ import asyncio
 import json
 import warnings
 
-from dstorage.cache.core import SETTINGS_FORMAT, Core
+from dstorage.cache.core import DEFAULT_SIZE_LIMIT, SETTINGS_FORMAT, Core
 from dstorage.cache.records import Entry, batches
-from dstorage.errors import CorruptData, Lost, VersionError
+from dstorage.errors import CorruptData, Lost, TemporarilyUnavailable, VersionError
 
 MAX_SETTINGS_BYTES = 4096
 
@@ -65,13 +65,23 @@ async def _load_settings(core: Core) -> None:
         if limit is not None and (type(limit) is not int or limit <= 0):
             raise ValueError(f"size_limit {limit!r}")
     except (ValueError, KeyError, TypeError, RecursionError, Lost, CorruptData) as error:
-        warnings.warn(
-            f"cache {core.name!r} of {core.store.path}: its settings are damaged ({error}): size_limit is "
-            f"{core.size_limit} until it is set",
-            RuntimeWarning,
-            stacklevel=5,
-        )
+        _do_without(core, f"its settings are damaged ({error})", "from now on")
+        if not core.store.options.read_only:
+            core.store.set_name(core.names.settings, None)
+            core.chunks.delete(id)
+    except TemporarilyUnavailable as error:
+        _do_without(core, f"its settings cannot be had now ({error})", "until it is opened again")
     else:
         core.size_limit = limit
     finally:
         handle.release()
+
+
+def _do_without(core: Core, why: str, how_long: str) -> None:
+    """With a limit for which nothing has to leave."""
+    core.size_limit = max(DEFAULT_SIZE_LIMIT, core.entries.volume)
+    warnings.warn(
+        f"cache {core.name!r} of {core.store.path}: {why}: size_limit is {core.size_limit} {how_long}, or give another",
+        RuntimeWarning,
+        stacklevel=6,
+    )

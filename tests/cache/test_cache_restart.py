@@ -137,6 +137,34 @@ async def test_damaged_settings_are_told_and_replaced(store):
             await cache
         assert cache.size_limit == 2**30
         await cache.close()
+        # Told once: they are replaced.
+        async with AsyncCache(store) as cache:
+            assert cache.size_limit == 2**30
+
+
+async def test_settings_that_are_damaged_or_away_cost_no_entry(store, memory, monkeypatch):
+    monkeypatch.setattr("dstorage.cache.loading.DEFAULT_SIZE_LIMIT", 1000)
+    async with AsyncCache(store, size_limit=5000) as cache:
+        await cache.set_many({number: bytes(72) for number in range(20)})
+    await store.commit()
+    store.set_budget(1)
+    store.set_budget(2**20)
+    memory.set_unavailable(True)
+    cache = AsyncCache(store)
+    with pytest.warns(RuntimeWarning, match="cannot be had now"):
+        await cache
+    assert (len(cache), cache.size_limit) == (20, 4000)
+    await cache.close()
+    memory.set_unavailable(False)
+    async with AsyncCache(store) as cache:
+        assert (len(cache), cache.size_limit) == (20, 5000)
+    with await store.create(b"{") as handle:
+        store.set_name(PREFIX + b"s", handle.id)
+    cache = AsyncCache(store)
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        await cache
+    assert (len(cache), cache.size_limit) == (20, 4000)
+    await cache.close()
 
 
 async def test_settings_of_a_newer_format_are_left_untouched(store):
