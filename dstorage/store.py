@@ -36,7 +36,7 @@ from dstorage.errors import (
     UsageError,
 )
 from dstorage.events import Events, EventStream
-from dstorage.handle import Handle
+from dstorage.handle import Handle, Status
 from dstorage.ids import IdAllocator
 from dstorage.index import Index
 from dstorage.info import ChunkInfo, ControllerInfo, Stats
@@ -804,6 +804,7 @@ class Store:
         held = [handle for handle in self.table.handles.values() if handle.refs]
         self._closed = "the store is closed"
         self.shortcut.open = False
+        self._pagein.stop()
         self._writeback.stop()
         self._events.close()
         for task in list(self._tasks):
@@ -816,11 +817,9 @@ class Store:
                 except BaseException as error:
                     # The catalog and the lock are given back all the same.
                     failure = failure or error
-        for handle in self.table.handles.values():
-            waiters, handle.waiters = handle.waiters, None
-            for tell in waiters or ():
-                handle.error = TemporarilyUnavailable("the store was closed", id=handle.id)
-                tell(handle)
+        for handle in list(self.table.handles.values()):
+            if handle.status is Status.WAITING:
+                self.resolver.on_failed(handle, TemporarilyUnavailable("the store was closed", id=handle.id))
             for patient in self._outages.end(handle):
                 patient.tell(handle)
         if failure is None and not self.options.read_only:

@@ -160,6 +160,26 @@ async def test_what_is_answered_while_closing_is_in_the_last_commit(tmp_path, me
         assert [id for id in created if store.info(id) is None] == []
 
 
+@pytest.mark.filterwarnings("ignore:.*still referenced:ResourceWarning")
+async def test_who_waits_for_a_chunk_or_for_its_room_when_the_store_is_closed_is_told(tmp_path, memory):
+    store = await opening(tmp_path, memory, budget=2500)
+    ids = await fill(store, 6)
+    await store.commit()
+    store.set_budget(1)
+    store.set_budget(2500)
+    memory.gate = asyncio.Event()
+    told = []
+    for id in ids:
+        with store.handle(id) as handle:
+            handle.resolve(lambda handle: told.append((handle.id, handle.status, type(handle.error))))
+    await settle()
+    await store.close()
+    await settle()
+    unavailable = Status.TEMPORARILY_UNAVAILABLE, dstorage.TemporarilyUnavailable
+    assert told == [(id, *unavailable) for id in ids]
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing goes on"
+
+
 async def test_who_closes_a_second_time_waits_for_the_first(tmp_path, memory):
     store = await opening(tmp_path, memory)
     await fill(store, 3)

@@ -30,7 +30,7 @@ from dstorage.blocking.handle import Callback, Handle
 from dstorage.blocking.loop import Call, LoopThread
 from dstorage.blocking.namespace import Namespace
 from dstorage.controller import Buffer, Controller
-from dstorage.errors import ClosedError
+from dstorage.errors import ClosedError, DStorageError
 from dstorage.handle import Handle as AsyncHandle
 from dstorage.info import ChunkInfo, ControllerInfo, Stats
 from dstorage.record import Record
@@ -103,7 +103,7 @@ class Store:
                 if handle.buffer is not None:
                     call.done(handle.data)
                 else:
-                    call.failed(handle.failure())
+                    call.failed(self._failure(handle))
 
             with self.inner.table.get(id) as handle:
                 if handle.buffer is not None:
@@ -112,6 +112,14 @@ class Store:
                     handle.resolve(answer, wait=wait)
 
         return self.loop.call(begin)
+
+    def _failure(self, handle: AsyncHandle) -> DStorageError:
+        """Why a chunk's bytes did not come: the store is closed, or something about the chunk."""
+        try:
+            self.inner.check_open()
+        except ClosedError as error:
+            return error
+        return handle.failure()
 
     def peek(self, id: int) -> memoryview | None:
         """The bytes of chunk `id` if they are in memory, else None; never waits."""

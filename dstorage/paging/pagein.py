@@ -160,6 +160,14 @@ class PageIn:
         self._waiting.pop(page, None)
         self._troubles.pop(page, None)
 
+    def stop(self) -> None:
+        """The store is closed: no read begins any more, and nobody wants the answers of those under way."""
+        self._underway.clear()
+        self._waiting.clear()
+        self._troubles.clear()
+        for lane in self._lanes.values():
+            lane.pending.clear()
+
     # -- one read -----------------------------------------------------------------------------------------------------
 
     def _controller(self, page: Page, record: Record) -> Controller:
