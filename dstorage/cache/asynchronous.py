@@ -379,7 +379,7 @@ class AsyncCache:
     # -- listing ------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Key]:
-        """All keys, as they are now, in the order they were first written."""
+        """All keys, as they are now, in the order they were first written; after a restart, in that they were last written."""
         core = self.core
         return (key for key in core.all_keys() if core.current(key) is not None)
 

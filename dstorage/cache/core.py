@@ -230,7 +230,7 @@ class Core:
             CorruptData: It makes no sense.
             UsageError: Its serializer was not named.
         """
-        if copy and entry.kind is Kind.BYTES:
+        if copy and entry.kind is Kind.BYTES and not entry.parts:  # What was joined is nobody else's.
             return bytes(memoryview(payload))
         try:
             value = self.codec.decode(entry.kind, payload, entry.serializer)

@@ -343,7 +343,7 @@ class Cache:
     # -- listing ------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Key]:
-        """All keys, as they are now, in the order they were first written."""
+        """All keys, as they are now, in the order they were first written; after a restart, in that they were last written."""
         return iter(self.inner)
 
     def __len__(self) -> int:

@@ -479,3 +479,17 @@ async def test_another_thread_is_told_to_use_the_other_face(cache):
             await asyncio.to_thread(asyncio.run, use(call))
     assert await cache["a"] == 1
     assert len(cache) == 1
+
+
+async def test_a_copy_of_what_was_joined_is_not_copied_again(disk_cache):
+    size = 16 * 2**20
+    value = os.urandom(size)
+    await disk_cache.set("a", value)
+    await cool(disk_cache)
+    tracemalloc.start()
+    try:
+        assert await disk_cache.get("a", copy=True) == value
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.9 * size

@@ -231,3 +231,12 @@ def test_any_names_in_the_catalog_make_a_cache_that_works(names, seed):
                 await cache.close()
 
     asyncio.run(main())
+
+
+async def test_after_a_restart_keys_come_in_the_order_of_last_writing(store):
+    async with AsyncCache(store) as cache:
+        await cache.set_many({"a": 1, "b": 2, "c": 3})
+        await cache.set("a", 4)
+        assert list(cache) == ["a", "b", "c"]
+    async with AsyncCache(store) as cache:
+        assert list(cache) == ["b", "c", "a"]
