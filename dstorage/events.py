@@ -75,12 +75,19 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
-        while not self._queue:
+        while (event := self.take()) is None:
             if self._closed:
                 raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
-        return self._queue.popleft()
+        return event
+
+    def take(self) -> Event | None:
+        """The next event if one has arrived, else None; for any thread."""
+        try:
+            return self._queue.popleft()
+        except IndexError:
+            return None
 
     def close(self) -> None:
         """Get no more events; an iteration under way ends after what has arrived."""

@@ -6,7 +6,7 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
-from dstorage.blocking.loop import LoopThread
+from dstorage.blocking.loop import Call, LoopThread
 from dstorage.errors import ClosedError
 from dstorage.events import Event
 from dstorage.events import EventStream as AsyncEventStream
@@ -26,13 +26,18 @@ class EventStream:
         return self
 
     def __next__(self) -> Event:
-        event = None
-        # The store, and with it the stream, may be closed while it is waited for.
-        with contextlib.suppress(ClosedError):
-            event = self._loop.run(self._following)
+        event = self._inner.take()
+        if event is None:
+            # The store, and with it the loop, may have ended.
+            with contextlib.suppress(ClosedError):
+                event = self._loop.call(self._begin)
         if event is None:
             raise StopIteration
         return event
+
+    def _begin(self, call: Call[Event | None]) -> None:
+        # Not ended by `LoopThread.cancel_calls`: what happens while the store is being closed is to be seen as well.
+        call.run(self._following())
 
     async def _following(self) -> Event | None:
         return await anext(self._inner, None)

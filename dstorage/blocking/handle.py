@@ -168,7 +168,7 @@ class Handle:
             handle.release()
             handle.release()
 
-        self.store.loop.call_sync(release)
+        self.store.loop.finish(release)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 

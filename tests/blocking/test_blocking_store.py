@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -393,6 +394,32 @@ def test_events_come_as_they_happen_and_end_with_the_store(tmp_path, memory):
         next(events)
 
 
+def test_who_waits_for_events_sees_what_happens_at_the_end(tmp_path, memory):
+    store = opening(tmp_path / "store", memory)
+    events = store.events()
+    store.create(b"bytes")
+    kinds = []
+    reading = Threads(lambda: kinds.extend(event.kind for event in events))
+    while not (kinds and store.call(_is_waited_for, events)):
+        pass
+    store.close()
+    reading.join()
+    assert kinds == ["created", "written", "commit"]
+
+
+async def _is_waited_for(events):
+    return bool(events._inner._changed._waiters)
+
+
+def test_events_that_have_arrived_need_no_trip_to_the_loop(store, monkeypatch):
+    events = store.events()
+    handle = store.create(b"bytes")
+    handle.delete()
+    with monkeypatch.context() as patched:
+        no_trips(store, patched)
+        assert [next(events).kind for _ in range(2)] == ["created", "deleted"]
+
+
 def test_a_closed_stream_ends_and_a_slow_reader_loses_the_oldest(store):
     events = store.events(limit=2)
     handles = [store.create(b"x") for _ in range(3)]
@@ -684,6 +711,22 @@ def test_an_edit_whose_end_is_interrupted_ends(store, monkeypatch):
     assert bytes(handle.get()) == b"BYTES"
     assert store.info(handle.id).refs == 0
     assert store.stats().used == 5
+
+
+def test_a_release_that_is_interrupted_is_one(store, monkeypatch):
+    handle = store.create(b"bytes").acquire()
+
+    def wait(call):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Call, "wait", wait)
+    # Before the loop gets to it.
+    store.loop.post(lambda: time.sleep(0.05))
+    with pytest.raises(KeyboardInterrupt):
+        handle.release()
+    monkeypatch.undo()
+    store.stats()
+    assert store.info(handle.id).refs == 0
 
 
 def test_a_reference_taken_for_nobody_is_given_back(store, interrupted, monkeypatch):
