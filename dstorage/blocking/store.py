@@ -352,8 +352,12 @@ class Store:
     def in_parts(self, make: Callable[[], Iterator[T]]) -> Iterator[T]:
         """What an iterator made on the loop gives, with few trips there (for `Namespace`)."""
         source = self.loop.call_sync(make)
-        while part := self.loop.call_sync(lambda: list(islice(source, AT_A_TIME))):
-            yield from part
+
+        def parts() -> Iterator[T]:
+            while part := self.loop.call_sync(lambda: list(islice(source, AT_A_TIME))):
+                yield from part
+
+        return parts()
 
     def events(self, *, limit: int = 10000) -> EventStream:
         """A stream of what happens from this call on; at most `limit` unread events are kept."""

@@ -784,7 +784,16 @@ def test_a_closed_store_says_so_and_closes_again(tmp_path, memory):
     handle = store.create(b"bytes")
     store.close()
     store.close()
-    for call in (handle.get, store.commit, store.stats, lambda: handle.resolve(), lambda: store.prefetch([1])):
+    for call in (
+        handle.get,
+        handle.resolve,
+        store.commit,
+        store.stats,
+        lambda: store.prefetch([1]),
+        store.ids,
+        store.names,
+        store.events,
+    ):
         with pytest.raises(ClosedError, match="open it again"):
             call()
     assert "closed" in repr(store)
