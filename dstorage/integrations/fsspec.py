@@ -22,16 +22,33 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.core import has_magic
 from fsspec.utils import stringify_path, tokenize
 
+from dstorage import blocking
 from dstorage.errors import InvalidArgumentError
 from dstorage.integrations.fsspec_file import MODES, READ_AHEAD_BYTES, WRITE_BYTES, File, Upload, read
 from dstorage.integrations.mount import Mount, Source
 from dstorage.integrations.tree import Entry, Tree
+from dstorage.store import Store
 
 COPY_BYTES = 2**22
 """Step of copies from and to local files."""
 
 
-class DStorageFileSystem(AsyncFileSystem):  # type: ignore[misc]  # fsspec ships no types
+class _Instances(type(AsyncFileSystem)):  # type: ignore[misc]  # fsspec ships no types
+    """fsspec keeps instances, and finds them by the text of their arguments.
+
+    So a path has to say the same wherever the program changes its directory to, and an open store, whose text another one may have, is
+    not looked for.
+    """
+
+    def __call__(cls, store: Source | None = None, **options: Any) -> Any:
+        if isinstance(store, Store | blocking.Store):
+            options |= {"store": store, "skip_instance_cache": True}
+        elif store is not None:
+            options["store"] = str(Path(store).absolute())
+        return super().__call__(**options)
+
+
+class DStorageFileSystem(AsyncFileSystem, metaclass=_Instances):  # type: ignore[misc]  # fsspec ships no types
     """Files of a dstorage store.
 
     A URL is ``dstorage://path/in/the/store``. Which store, is said by ``storage_options={"store": directory}``, in fsspec's

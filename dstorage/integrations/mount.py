@@ -36,11 +36,11 @@ class Mount:
         overlap: See `Tree.open`.
 
     Attributes:
-        path: Directory of the store, absolute.
+        path: Directory of the store, absolute and without symbolic links: however it was named, it is open once.
     """
 
     def __init__(self, source: Source, options: dict[str, Any], *, overlap: bool = False) -> None:
-        self.path = (source.path if isinstance(source, Store | blocking.Store) else Path(source)).absolute()
+        self.path = (source.path if isinstance(source, Store | blocking.Store) else Path(source)).resolve()
         if options and isinstance(source, Store | blocking.Store):
             raise InvalidArgumentError(f"{', '.join(options)}: for stores given by path; {self.path} is open already")
         self.source = source

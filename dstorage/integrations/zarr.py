@@ -50,10 +50,15 @@ class ZarrStore(Store):
         super().__init__(read_only=read_only)
         self.path = "/".join(split(path.strip("/")))
         self._mount = Mount(store, options, overlap=True)
+        self._derived = False
 
     def with_read_only(self, read_only: bool = False) -> Self:
-        """The same place, read-only or not; not opened yet."""
-        return type(self)(self._mount.source, path=self.path, read_only=read_only, **self._mount.options)
+        """The same place, read-only or not: open as long as this is, and closed with it."""
+        # zarr makes such ones by itself, to read, and closes none.
+        other = type(self).__new__(type(self))
+        Store.__init__(other, read_only=read_only)
+        other.path, other._mount, other._derived = self.path, self._mount, True
+        return other
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -74,9 +79,13 @@ class ZarrStore(Store):
             self._is_open = True
 
     def close(self) -> None:
-        """Give the dstorage store back: the last one who does, of those who named it by path, commits and closes it."""
+        """Give the dstorage store back: the last one who does, of those who named it by path, commits and closes it.
+
+        One that `with_read_only` made leaves this to the one it was made from.
+        """
         super().close()
-        self._mount.close()
+        if not self._derived:
+            self._mount.close()
 
     def commit(self) -> None:
         """Block until everything set before is durable.

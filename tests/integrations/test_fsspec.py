@@ -103,6 +103,24 @@ def test_a_url_without_a_store_says_how_to_give_one():
         fsspec.open("dstorage://a::memory://b")
 
 
+def test_a_relative_path_is_of_the_directory_it_was_given_in(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        fs = DStorageFileSystem("s", pressure=False)
+        assert not fs.exists("a")
+        fs.pipe("a", name.encode())
+        assert DStorageFileSystem("s", pressure=False) is DStorageFileSystem(store="s", pressure=False) is fs
+    assert (tmp_path / "one" / "s").is_dir()
+
+
+def test_an_open_store_is_not_taken_for_one_that_was_closed(tmp_path):
+    for _ in range(2):
+        with dstorage.blocking.open(tmp_path / "s", pressure=False) as store:
+            DStorageFileSystem(store).touch("a")
+    assert DStorageFileSystem._cache == {}
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 

@@ -94,6 +94,17 @@ def test_it_opens_again_after_closing(mount):
     assert bytes(mount.call(Tree.read, "a")) == b"1"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_store_is_open_once_however_it_is_named(mount, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    mount.call(Tree.write, "a", b"1")
+    for name in ("d/../s", "link/s"):
+        other = Mount(tmp_path / name, {})
+        assert bytes(other.call(Tree.read, "a")) == b"1"
+        other.close()
+
+
 FORK = """
 import os, sys, threading, dstorage, dstorage.blocking
 from dstorage.integrations.mount import Mount

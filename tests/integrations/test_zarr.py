@@ -158,6 +158,19 @@ def test_two_places_in_one_store(tmp_path):
         assert [(entry.name, entry.is_directory) for entry in top] == [("left", True), ("right", True)]
 
 
+def test_what_zarr_opened_for_reading_is_closed_with_the_store(tmp_path):
+    with ZarrStore(tmp_path / "s", pressure=False) as store:
+        zarr.create_array(store, name="a", data=np.arange(3))
+        array = zarr.open_array(store, path="a", mode="r")
+        assert array[:].tolist() == [0, 1, 2]
+        with store.with_read_only(True) as other:
+            assert other.read_only
+        assert array[:].tolist() == [0, 1, 2]
+    # No one else has it open.
+    with dstorage.blocking.open(tmp_path / "s", pressure=False):
+        pass
+
+
 def test_a_store_is_open_with_one_set_of_options(store, tmp_path):
     assert store.get_sync("a") is None
     with pytest.raises(dstorage.InvalidArgumentError, match=r"open in this process with \{'budget': 8388608"):
