@@ -1,7 +1,7 @@
 """A zarr v3 store on a dstorage store: ``pip install dstorage[zarr]``.
 
 zarr runs its own event loop in its own thread, the dstorage store has another one; what zarr asks crosses over once per key, and the
-bytes come back without a copy. Keys are paths in the store's tree of files (see `dstorage.integrations.tree`), which the fsspec file
+bytes of a whole value come back without a copy, unless much is held of what came so before. Keys are paths in the store's tree of files (see `dstorage.integrations.tree`), which the fsspec file
 system shows as well.
 """
 
@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from typing import Any, Self
 
+import numpy as np
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from dstorage.errors import InvalidArgumentError
 from dstorage.integrations.mount import Mount, Source
 from dstorage.integrations.tree import Entry, Tree, split
+from dstorage.store import Store as DStore
+
+LENT_IN_BUDGET = 4
+"""This share of the budget may be lent out with values; it is memory that the store cannot use before they are dropped."""
 
 
 class ZarrStore(Store):
@@ -306,9 +313,49 @@ def _bytes(value: Buffer) -> Any:
 
 async def _read(tree: Tree, path: str, start: int, stop: int | None) -> Any:
     try:
-        return await tree.read(path, start, stop)
+        data = await tree.read(path, start, stop)
     except (FileNotFoundError, IsADirectoryError):
         return None
+    if isinstance(data, bytearray):
+        # Joined from pieces: nobody else's.
+        return data
+    if (start, stop) != (0, None):
+        # A few bytes would hold all of their chunk, and zarr holds those of a whole shard.
+        return bytearray(data)
+    lent = _lent.get(tree.store)
+    if lent is None:
+        lent = _lent[tree.store] = _Lent(tree.store.options.budget // LENT_IN_BUDGET)
+    return lent.lend(data)
+
+
+class _Lent:
+    """How much of a store's memory is in the hands of those who read.
+
+    Args:
+        most: Bytes that may be.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._bytes = 0
+        # Arrays are collected in any thread, at any time.
+        self._returned: deque[int] = deque()
+
+    def lend(self, data: bytes | memoryview) -> Any:
+        """The same memory, or a copy if too much of it is away."""
+        while self._returned:
+            self._bytes -= self._returned.popleft()
+        size = len(data)
+        if self._bytes + size > self._most:
+            return bytearray(data)
+        # Whatever is made of the array keeps it.
+        array = np.frombuffer(data, "u1")
+        weakref.finalize(array, self._returned.append, size).atexit = False
+        self._bytes += size
+        return array
+
+
+_lent: weakref.WeakKeyDictionary[DStore, _Lent] = weakref.WeakKeyDictionary()
 
 
 def _exists(tree: Tree, path: str) -> bool:

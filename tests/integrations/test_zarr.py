@@ -122,6 +122,29 @@ def test_shards_are_read_by_parts(store):
     assert (array[13:15, 20:90] == np.arange(10_000).reshape(100, 100)[13:15, 20:90]).all()
 
 
+@pytest.mark.parametrize("wide", [100, 1024])
+def test_shards_larger_than_the_budget_are_read_by_parts(tmp_path, wide):
+    with ZarrStore(tmp_path / "s", budget="1M", pressure=False) as store:
+        array = zarr.create_array(
+            store, name="s", shape=(1024, 1024), chunks=(64, 64), shards=(1024, 1024), dtype="i4", compressors=None
+        )
+        array[:] = values = np.arange(2**20, dtype="i4").reshape(1024, 1024)
+        assert (array[10:, :wide] == values[10:, :wide]).all()
+
+
+def test_who_keeps_more_than_the_budget_keeps_copies(tmp_path):
+    with ZarrStore(tmp_path / "s", budget="1M", pressure=False) as store:
+        for number in range(40):
+            store.set_sync(f"c/{number}", cpu.Buffer.from_bytes(bytes([number]) * 100_000))
+        kept = [store.get_sync(f"c/{number}") for number in range(40)]
+        assert all(buffer.to_bytes() == bytes([number]) * 100_000 for number, buffer in enumerate(kept))
+        one = store.get_sync("c/7").as_numpy_array()
+        assert not np.shares_memory(one, store.get_sync("c/7").as_numpy_array())
+        kept.clear()
+        one = store.get_sync("c/7").as_numpy_array()
+        assert np.shares_memory(one, store.get_sync("c/7").as_numpy_array()[5:])
+
+
 def test_xarray_and_dask_page_through_a_store(tmp_path):
     xarray = pytest.importorskip("xarray")
     dask = pytest.importorskip("dask")
