@@ -10,7 +10,7 @@ from dstorage.errors import InvalidArgumentError, TooManyHandles
 from dstorage.handle import Handle, Status
 from dstorage.index import Index
 from dstorage.paging.memory import Memory
-from dstorage.record import MAX_ID
+from dstorage.record import checked_id
 from dstorage.resolver import Resolver
 from dstorage.waiting import check_wait
 
@@ -44,7 +44,9 @@ class Bulk:
         for id in ids:
             if self._memory.critical or self._memory.wanted or self._prefetching >= room:
                 return
-            if not isinstance(id, int) or not 0 < id <= MAX_ID:
+            try:
+                id = checked_id(id)
+            except InvalidArgumentError:
                 continue
             known = self._store.table.handles.get(id)
             if known is not None and known.status is not Status.NOT_RESOLVED:

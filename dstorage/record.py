@@ -8,8 +8,11 @@ memory before it asks for the bytes.
 
 from __future__ import annotations
 
+import operator
 import struct
 from typing import NamedTuple
+
+from dstorage.errors import InvalidArgumentError
 
 MAX_CHUNK_BYTES = 2**31 - 1
 """Largest chunk: a single pwrite on Linux takes no more, and `size` is 32 bits wide."""
@@ -25,6 +28,21 @@ a chunk's namespace needs neither a look into a table nor a byte of memory."""
 RECORD = struct.Struct("<QIIQQ")
 KEY = struct.Struct("=Q")
 """Native order: LMDB compares keys of MDB_INTEGERKEY databases as native integers."""
+
+
+def checked_id(id: object) -> int:
+    """`id` as an int, if it is one, whatever kind of integer it is: numpy's equal them, so they would be found in a dict, but not elsewhere.
+
+    Raises:
+        InvalidArgumentError: It is none, or not in 1 .. 2**64-1.
+    """
+    try:
+        number = operator.index(id)  # type: ignore[arg-type]  # what is no integer is refused here
+    except TypeError:
+        number = 0
+    if not 0 < number <= MAX_ID:
+        raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
+    return number
 
 
 def namespace_of(id: int) -> int:

@@ -53,7 +53,7 @@ from dstorage.paging.policy import Policy
 from dstorage.paging.pressure import Level, Pressure, PressureMonitor
 from dstorage.paging.trim import trim
 from dstorage.paging.writeback import WriteBack
-from dstorage.record import MAX_ID, Locator, Record
+from dstorage.record import MAX_ID, Locator, Record, checked_id
 from dstorage.registry import Entry, Registry
 from dstorage.resolver import Resolver
 from dstorage.room import Room
@@ -427,9 +427,7 @@ class Store:
             raise InvalidArgumentError(f"name {name!r} is {type(name).__name__}: give bytes")
         if not 0 < len(name) <= MAX_NAME_BYTES:
             raise InvalidArgumentError(f"name {name[:40]!r} has {len(name)} bytes: give 1 to {MAX_NAME_BYTES}")
-        if id is not None and (not isinstance(id, int) or not 0 < id <= MAX_ID):
-            raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
-        self._index.names[name] = id
+        self._index.names[name] = None if id is None else checked_id(id)
 
     def get_name(self, name: bytes) -> int | None:
         """The id that `name` stands for, or None."""

@@ -10,12 +10,12 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING
 
-from dstorage.errors import InvalidArgumentError, TooManyHandles, UsageError
+from dstorage.errors import TooManyHandles, UsageError
 from dstorage.handle import Handle, HandleAlias, Status
 from dstorage.outage import Outages
 from dstorage.paging.memory import Memory
 from dstorage.paging.page import ABSENT
-from dstorage.record import MAX_ID
+from dstorage.record import checked_id
 
 if TYPE_CHECKING:
     from dstorage.store import Store
@@ -63,8 +63,7 @@ class HandleTable:
     def new(self, id: int) -> Handle:
         """The handle for an id that is not in the table, with its first reference (for `Store.handle`)."""
         self._store.check_open()
-        if not isinstance(id, int) or not 0 < id <= MAX_ID:
-            raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
+        id = checked_id(id)
         # Somebody may still hold the object of a handle that left the table: it is the one.
         dropped = self._dropped.pop(id, None)
         handle = (dropped() if dropped is not None else None) or Handle(self._store, id)
@@ -150,8 +149,7 @@ class HandleTable:
         """Let `handle` name `id` (for `Handle.bind`)."""
         if handle.status is not Status.UNINITIALISED:
             raise UsageError(f"handle {handle.id} is bound already")
-        if not isinstance(id, int) or not 0 < id <= MAX_ID:
-            raise InvalidArgumentError(f"{id!r} is no chunk id: ids are integers from 1 to 2**64-1")
+        id = checked_id(id)
         self._store.check_open()
         dropped = self._dropped.get(id)
         known = self.handles.get(id) or (dropped() if dropped is not None else None)

@@ -7,6 +7,7 @@ import gc
 import time
 import weakref
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,6 +122,26 @@ async def test_a_failing_resolve_in_async_with_leaves_no_reference(store):
 async def test_an_impossible_id_is_refused(store, id):
     with pytest.raises(dstorage.InvalidArgumentError, match="is no chunk id"):
         store.handle(id)
+
+
+@pytest.mark.parametrize("kind", [numpy.int64, numpy.uint64])
+async def test_an_id_may_be_an_integer_of_any_kind_wherever_the_chunk_is(store, kind):
+    with await store.create(b"bytes") as handle:
+        id = kind(handle.id)
+    await store.commit()
+    for _ in range(2):
+        with store.handle(id) as same:
+            assert same is handle
+            assert await same == b"bytes"
+        store.set_budget(1)
+        store.set_budget(2**20)
+    store.prefetch(numpy.array([id]))
+    async for found in store.resolve_each(numpy.array([id])):
+        assert found is handle
+    store.set_name(b"name", id)
+    assert type(store.get_name(b"name")) is int
+    assert store.unbound_handle().bind(id) is handle
+    handle.release()
 
 
 async def test_an_unknown_id_is_lost(store):
@@ -286,7 +307,6 @@ async def test_nothing_is_written_through_the_buffer_after_its_block(store):
         with pytest.raises(ValueError, match="released"):
             buf[1:2] = b"E"
         assert bytes(handle.data) == b"Before"
-        numpy = pytest.importorskip("numpy")
         with handle.edit() as buf:
             numpy.frombuffer(buf, numpy.uint8)[0] = ord("b")
             kept = numpy.frombuffer(buf, numpy.uint8)

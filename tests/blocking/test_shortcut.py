@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 
+import numpy as np
 import pytest
 from blocking_store import Threads
 
@@ -82,6 +83,16 @@ def test_every_length_comes_back_whole(tmp_path, size, compress):
         evict(store)
         assert direct(store, handle.id) == (data if size else None)
         assert handle.get() == data
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64])
+def test_an_id_may_be_an_integer_of_any_kind(store, cached, kind):
+    id = kind(cached[3].id)
+    assert direct(store, id) == contents(3, 0, 5000)
+    assert store.get(id) == contents(3, 0, 5000)
+    store.migrate([id], to="disk")
+    store.commit()
+    assert store.get(id) == contents(3, 0, 5000)
 
 
 def test_what_is_asked_for_again_comes_into_memory(store, cached):
