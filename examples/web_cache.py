@@ -65,11 +65,11 @@ class Server:
 
     async def _version(self, name: str) -> int:
         """Changes when the file does."""
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise KeyError(name)
         try:
             return (await asyncio.to_thread((self.pictures / name).stat)).st_mtime_ns
-        except OSError:
+        except (OSError, ValueError):  # ValueError: there is a zero in it.
             raise KeyError(name) from None
 
     async def _thumbnail(self, name: str, version: int, width: int) -> bytes:

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import dstorage
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -94,6 +96,18 @@ def test_a_web_server_resizes_each_picture_once_and_keeps_more_than_its_memory(t
     assert resized == different
     assert "not there: {404}" in out
     assert float(re.search(r"the cache holds ([\d.]+) MiB with a budget of 1M", out)[1]) > 3
+
+
+async def test_a_name_that_no_picture_can_have_is_not_looked_up(tmp_path):
+    spec = importlib.util.spec_from_file_location("web_cache", EXAMPLES / "web_cache.py")
+    web_cache = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(web_cache)
+    async with dstorage.AsyncCache(tmp_path / "cache", budget="4M", pressure=False) as cache:
+        server = web_cache.Server(tmp_path / "pictures", cache)
+        (tmp_path / "pictures").mkdir()
+        for name in ("..", ".", "a\0b", "../secret", "none.jpg", "lone \udc80"):
+            with pytest.raises(KeyError):
+                await server.version(name)
 
 
 @pytest.mark.parametrize("example", sorted(path.name for path in EXAMPLES.glob("*.py")))
