@@ -80,6 +80,11 @@ class Room:
                 memory.abandon(request)
             raise
 
+    def ample(self, size: int) -> bool:
+        """Whether there should be room for so much more that is dirty; for any thread, and no promise."""
+        memory = self._memory
+        return memory.dirty_bytes + size <= memory.dirty_limit and not memory.wanted
+
     def try_reserve(self, size: int) -> bool:
         """Reserve room for dirty contents now, if there is any; costs no search for who holds it."""
         return self._memory.reserve(size, dirty=True)

@@ -885,6 +885,11 @@ class Store:
                 f"{self.path} is open on an event loop of another thread: open it with dstorage.blocking for use from any "
                 "thread, or go to its loop (asyncio.run_coroutine_threadsafe(..., store.loop))"
             )
+        self.check_changeable()
+
+    def check_changeable(self) -> None:
+        """Raise unless the store takes changes, from whatever thread."""
+        self.check_open()
         if self._closing is not None:
             raise ClosedError("the store is being closed and takes no changes: open it again")
         if self.options.read_only:

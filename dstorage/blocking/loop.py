@@ -74,11 +74,15 @@ class Call(Generic[T]):
         if self.unwanted:
             return
         self._together = together
+        self.begin_with(self._begin)
+        self._together = None
+
+    def begin_with(self, begin: Callable[[Call[T]], object]) -> None:
+        """Call `begin` with this call; what it raises is the answer (on the loop)."""
         try:
-            self._begin(self)
+            begin(self)
         except BaseException as error:
             self.failed(error)
-        self._together = None
 
     def done(self, result: T) -> None:
         """Answer with a result (on the loop)."""
@@ -237,6 +241,16 @@ class LoopThread:
             task.add_done_callback(self._tasks.discard)
 
         return self.call(begin, undo)
+
+    def begin(self, begin: Callable[[Call[Any]], object]) -> None:
+        """Have `begin` called on the loop in its turn among the calls, without waiting for it."""
+        self._send(Call(begin))
+
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run a coroutine (on the loop); the end of the store cancels it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def post(self, function: Callable[[], object]) -> None:
         """Have `function` called on the loop soon, without waiting for it."""

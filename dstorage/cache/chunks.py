@@ -81,6 +81,10 @@ class Chunks:
         with store.contents.adopt(buffer) as handle:
             return handle.id
 
+    def ample(self, size: int) -> bool:
+        """Whether there is room for so many bytes in small values, as far as any thread can tell."""
+        return self._store.options.max_handles is None and self._store.room.ample(size)
+
     async def write_pending(self, payload: Buffer) -> list[int]:
         """Keep a payload of any size in chunks that are pending.
 

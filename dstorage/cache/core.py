@@ -301,15 +301,30 @@ class Core:
         key, tag = self.check(key, encoded, expire, tag)
         if encoded.size > self.chunks.part_bytes:
             return False
+        return self.keep_now(self.entry(key, encoded, [0], expire, tag), encoded)
+
+    def keep_now(self, entry: Entry, encoded: Encoded) -> bool:
+        """Write the value of a new entry in one chunk, and publish it, if that needs no waiting; returns whether it was done."""
         id = self.chunks.write_now(encoded.payload, own=encoded.own)
-        if id is None:
-            return False
+        if id is not None:
+            self._publish_at(entry, id)
+        return id is not None
+
+    async def keep(self, entry: Entry, encoded: Encoded) -> None:
+        """`keep_now`, waiting for room.
+
+        Raises:
+            MemoryUnavailable: There is none.
+        """
+        self._publish_at(entry, await self.chunks.write(encoded.payload, own=encoded.own))
+
+    def _publish_at(self, entry: Entry, id: int) -> None:
+        entry.id = id
         try:
-            self.publish([self.entry(key, encoded, [id], expire, tag)])
+            self.publish([entry])
         except BaseException:
             self.chunks.delete(id)
             raise
-        return True
 
     def _abandon(self, ids: Iterable[int], pending: Iterable[int]) -> None:
         for id in ids:
@@ -319,6 +334,12 @@ class Core:
     def check(self, key: Key, encoded: Encoded, expire: float | None, tag: Key | None) -> tuple[Key, Key | None]:
         """Raise for what cannot be written; returns key and tag as plain types."""
         self.check_writable()
+        return self.check_given(key, encoded, expire, tag)
+
+    def check_given(self, key: Key, encoded: Encoded, expire: float | None, tag: Key | None) -> tuple[Key, Key | None]:
+        """`check`, for any thread."""
+        self.check_open()
+        self.store.check_changeable()
         key = exact(key)
         encode_key(key)
         if tag is not None:

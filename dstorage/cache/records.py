@@ -47,7 +47,7 @@ NEVER: Final = math.inf
 
 
 class Entry:
-    """What the cache knows of one key; never changed once others can see it, but for `used`.
+    """What the cache knows of one key; never changed once others can see it, but for `used`, and `id` of what is written behind.
 
     Attributes:
         key: The key.

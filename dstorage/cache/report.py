@@ -22,7 +22,7 @@ class CacheStats:
         expired: Entries that were removed because their time was over.
         lost: Entries that were dropped because their chunk was gone or damaged.
         unkept: Results of memoized functions that were not kept, being larger than `size_limit` or finding no room, or a cache that is
-            read-only.
+            read-only; and small values of `Cache.set` that found no room after it had returned.
     """
 
     hits: int

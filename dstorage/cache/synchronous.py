@@ -24,6 +24,7 @@ from dstorage.blocking.loop import Call
 from dstorage.blocking.opening import OpenOptions
 from dstorage.blocking.store import Store
 from dstorage.cache.asynchronous import KEEP, AsyncCache, make_private
+from dstorage.cache.behind import WriteBehind
 from dstorage.cache.core import ANYTHING
 from dstorage.cache.keys import Key
 from dstorage.cache.memoize import (
@@ -128,6 +129,7 @@ class Cache:
                 self._own.close()
             raise
         self._core = self.inner.core
+        self._behind = WriteBehind(self._core, self._loop)
         self._read = self.store.inner.shortcut.read
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -143,13 +145,13 @@ class Cache:
         # If the store is closed, or the parent's, there is nothing left to do.
         with contextlib.suppress(ClosedError):
             if not self._core.closed:
-                self._loop.run(self.inner.close)
+                self._behind.run(self.inner.close)
         if self._own is not None:
             self._own.close()
 
     def commit(self) -> None:
         """Return when all changes up to this call are durable, as one; see `AsyncCache.commit`."""
-        self._loop.run(self.inner.commit)
+        self._behind.run(self.inner.commit)
 
     # -- one key ------------------------------------------------------------------------------------------------------
 
@@ -166,7 +168,7 @@ class Cache:
     def answer(self, key: Key) -> Answer:
         """Entry and payload, if there are any (for the cache's own parts)."""
         core = self._core
-        found = core.hot(key)
+        found = self._behind.get(key) or core.hot(key)
         if found is not None:
             return found
         entry = core.lookup(key)
@@ -182,11 +184,11 @@ class Cache:
                 core.chunks.read_soon(entry, call.done)
 
             # A callback, for a task would cost more than many a read.
-            payload = self._loop.call(begin)
+            payload = self._behind.call(begin)
             if payload is not None and core.live.get(entry.key) is entry:
                 entry.used = True
                 return entry, payload
-        return self._loop.run(core.read, key)
+        return self._behind.run(core.read, key)
 
     def __getitem__(self, key: Key) -> Any:
         """The value of `key`.
@@ -200,12 +202,19 @@ class Cache:
         return value
 
     def set(self, key: Key, value: Any, *, expire: float | None = None, tag: Key | None = None) -> None:
-        """Let `value` stand for `key`, in place of any other; see `AsyncCache.set`."""
+        """Let `value` stand for `key`, in place of any other; see `AsyncCache.set`.
+
+        A value of at most 16 KiB is there for everybody when this returns, but is taken over by the store's loop a moment later, many together.
+        In the rare case that there is no room for it then, it is as if culled at once, and counted as `CacheStats.unkept`.
+        """
         core = self._core
         encoded = core.codec.encode(value)
         if not encoded.own and encoded.size <= core.chunks.part_bytes:
             # Copied here, where it keeps nobody waiting.
             encoded = Encoded(encoded.kind, bytes(memoryview(encoded.payload)))
+        key, tag = core.check_given(key, encoded, expire, tag)
+        if self._behind.put(core.entry(key, encoded, [0], expire, tag), encoded):
+            return
 
         def begin(call: Call[bool]) -> None:
             # A task only if there is something to wait for.
@@ -214,7 +223,7 @@ class Cache:
             else:
                 call.run(core.write(key, encoded, expire=expire, tag=tag))
 
-        self._loop.call(begin)
+        self._behind.call(begin)
 
     def __setitem__(self, key: Key, value: Any) -> None:
         self.set(key, value)
@@ -238,13 +247,13 @@ class Cache:
         """Remove `key` and return its value, or `default` if it has none."""
         while (found := self.answer(key)) is not None and found[0].kind is not Kind.ABSENT:
             value = self._core.decode(*found)
-            if self._loop.call_sync(self._core.erase_same, found[0]):
+            if self._behind.call_sync(self._core.erase_same, found[0]):
                 return value
         return default
 
     def delete(self, key: Key) -> bool:
         """Remove `key`, or a remembered miss; returns whether it had a value."""
-        return self._loop.run(self.inner.delete, key)
+        return self._behind.run(self.inner.delete, key)
 
     def __delitem__(self, key: Key) -> None:
         if not self.delete(key):
@@ -252,15 +261,15 @@ class Cache:
 
     def touch(self, key: Key, expire: float | None = None) -> bool:
         """Let `key` expire `expire` seconds from now, or never; returns whether there is such a key."""
-        return self._loop.call_sync(self._core.touch, key, expire)
+        return self._behind.call_sync(self._core.touch, key, expire)
 
     def incr(self, key: Key, delta: float = 1, default: float | None = 0) -> Any:
         """Add `delta` to the number under `key`, atomically; see `AsyncCache.incr`."""
-        return self._loop.run(self.inner.incr, key, delta, default)
+        return self._behind.run(self.inner.incr, key, delta, default)
 
     def decr(self, key: Key, delta: float = 1, default: float | None = 0) -> Any:
         """`incr` by minus `delta`."""
-        return self._loop.run(self.inner.decr, key, delta, default)
+        return self._behind.run(self.inner.decr, key, delta, default)
 
     def set_missing(self, key: Key, reason: str = "", *, expire: float | None) -> None:
         """Remember for `expire` seconds that there is no value for `key`; see `AsyncCache.set_missing`."""
@@ -268,17 +277,19 @@ class Cache:
 
     def missing(self, key: Key) -> str | None:
         """The reason given to `set_missing` while it is remembered, else None."""
+        self._behind.settle()
         entry = self._core.lookup(key)
         if entry is None or entry.kind is not Kind.ABSENT:
             return None
-        return self._loop.run(self.inner.missing, key)
+        return self._behind.run(self.inner.missing, key)
 
     def info(self, key: Key) -> CacheEntryInfo | None:
         """Size, expiry and tag of `key`, or None; its value need not be in memory."""
+        self._behind.settle()
         return self.inner.info(key)
 
     def __contains__(self, key: Key) -> bool:
-        return self._core.current(key) is not None
+        return self._behind.get(key) is not None or self._core.current(key) is not None
 
     # -- many at once -------------------------------------------------------------------------------------------------
 
@@ -288,7 +299,7 @@ class Cache:
         wanted = list(keys)
         found = {}
         for key in wanted:
-            hot = core.hot(key)
+            hot = self._behind.get(key) or core.hot(key)
             if hot is not None and hot[0].kind is not Kind.ABSENT:
                 core.hits.add()
                 found[key] = core.decode(*hot, copy=copy)
@@ -300,7 +311,7 @@ class Cache:
                     return core.decode(entry, payload, copy=copy)
                 return entry, bytes(memoryview(payload)) if copy else payload
 
-            for key, made in self._loop.run(core.read_many, rest, make).items():
+            for key, made in self._behind.run(core.read_many, rest, make).items():
                 # What a serializer does is not for the loop.
                 found[key] = core.decode(*made) if type(made) is tuple else made
         else:
@@ -330,29 +341,31 @@ class Cache:
 
     def delete_many(self, keys: Iterable[Key]) -> int:
         """`delete` for many; returns how many had a value."""
-        return self._loop.run(self.inner.delete_many, list(keys))
+        return self._behind.run(self.inner.delete_many, list(keys))
 
     def evict(self, tag: Key) -> int:
         """Remove all keys with this tag; returns how many."""
-        return self._loop.run(self.inner.evict, tag)
+        return self._behind.run(self.inner.evict, tag)
 
     def clear(self) -> int:
         """Remove all keys; returns how many."""
-        return self._loop.run(self.inner.clear)
+        return self._behind.run(self.inner.clear)
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Key]:
         """All keys, as they are now, in the order they were first written; after a restart, in that they were last written."""
+        self._behind.settle()
         return iter(self.inner)
 
     def __len__(self) -> int:
         """How many keys there are."""
         core = self._core
         core.check_open()
+        self._behind.settle()
         if core.entries.next_expiry > core.clock():
             return len(core.live) - core.entries.absent
-        return self._loop.call_sync(self.inner.__len__)
+        return self._behind.call_sync(self.inner.__len__)
 
     def keys(
         self,
@@ -364,11 +377,11 @@ class Cache:
         reverse: bool = False,
     ) -> list[Key]:
         """Keys in their order, of all or some; see `AsyncCache.keys`."""
-        return self._loop.call_sync(lambda: self.inner.keys(prefix, start=start, stop=stop, tag=tag, reverse=reverse))
+        return self._behind.call_sync(lambda: self.inner.keys(prefix, start=start, stop=stop, tag=tag, reverse=reverse))
 
     def tags(self) -> list[Key]:
         """All tags that entries have."""
-        return self._loop.call_sync(self.inner.tags)
+        return self._behind.call_sync(self.inner.tags)
 
     def items(self) -> Iterator[tuple[Key, Any]]:
         """All keys with their values, one by one, so that the cache may be larger than memory."""
@@ -391,24 +404,25 @@ class Cache:
 
     def set_size_limit(self, size_limit: int | str | None) -> None:
         """Change the limit, also for openings to come, and cull down to it."""
-        self._loop.run(self.inner.set_size_limit, size_limit)
+        self._behind.run(self.inner.set_size_limit, size_limit)
 
     @property
     def volume(self) -> int:
         """Bytes of all values, with 128 for each entry."""
+        self._behind.settle()
         return self.inner.volume
 
     def expire(self) -> int:
         """Remove what has expired, now; returns how many."""
-        return self._loop.run(self.inner.expire)
+        return self._behind.run(self.inner.expire)
 
     def cull(self) -> int:
         """Remove what is too much, now; returns how many."""
-        return self._loop.run(self.inner.cull)
+        return self._behind.run(self.inner.cull)
 
     def stats(self, *, reset: bool = False) -> CacheStats:
         """Counters since the cache was opened, or since they were last reset."""
-        return self._loop.call_sync(lambda: self.inner.stats(reset=reset))
+        return self._behind.call_sync(lambda: self.inner.stats(reset=reset))
 
     # -- more ---------------------------------------------------------------------------------------------------------
 
@@ -454,21 +468,21 @@ class Cache:
 
                 async def read(key: Key) -> Answer:
                     # The caller's loop is not the store's: what is not in memory is waited for in a thread.
-                    return self._core.hot(key) or await asyncio.to_thread(self.answer, key)
+                    return self._behind.get(key) or self._core.hot(key) or await asyncio.to_thread(self.answer, key)
 
                 async def run(work: Callable[..., Coroutine[Any, Any, Any]], *args: Any) -> Any:
-                    return await asyncio.to_thread(self._loop.run, work, *args)
+                    return await asyncio.to_thread(self._behind.run, work, *args)
 
                 memoized = memoized_coroutine(memo, function, read, run)
             else:
-                memoized = memoized_function(memo, function, self.answer, self._loop.run)
+                memoized = memoized_function(memo, function, self.answer, self._behind.run)
             decorated: Memoized[P, R] = named(memoized, function, memo)
             return decorated
 
         return decorate
 
     def _run(self, work: Callable[..., Coroutine[Any, Any, T]], *args: Any, **options: Any) -> T:
-        return self._loop.run(lambda: work(*args, **options))
+        return self._behind.run(lambda: work(*args, **options))
 
     def __repr__(self) -> str:
         return f"<Cache {self._core!r}>"
@@ -492,7 +506,7 @@ class CacheTransaction:
         """Wait for the transaction before, and begin; see `AsyncCacheTransaction`."""
         self._inner = self._cache.inner.transaction(durable=self._durable, wait=self._wait, owner=threading.get_ident())
         try:
-            self._loop.run(self._inner.__aenter__)
+            self._cache._behind.run(self._inner.__aenter__)
         except BaseException:
             self._give_up()
             raise

@@ -909,6 +909,7 @@ def test_what_one_stores_offers_the_other_offers_too():
         "on_pressure",
         "check_open",
         "check_writable",
+        "check_changeable",
     }
     kept |= {"controller", "entry", "entry_named", "records", "forget", "places", "heal", "recount"}
     public = {name for name in vars(dstorage.Store) if not name.startswith("_")}
