@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dstorage.array import naming
 from dstorage.array.access import Access, OnLoop
-from dstorage.array.elements import Elements
+from dstorage.array.ahead import Ahead
+from dstorage.array.face import Face
+from dstorage.array.halo import Block, Frame, Frames
 from dstorage.array.layout import Layout
-from dstorage.array.reduce import Axes, accumulate, axes_of, extreme_index, finished, mean_over, variance_over
-from dstorage.array.selection import Array
-from dstorage.array.tiles import Tiles
+from dstorage.array.selection import Array, Key, Piece, Selection, part_of
+from dstorage.array.tiles import Draft, Tiles
 from dstorage.errors import InvalidArgumentError
 from dstorage.store import Store
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 WAIT_S = 60.0
+AHEAD_SHARE = 3 / 16
+"""Of the budget: as much is asked for ahead of what is computed on; with that it stays below what hints may bring in."""
+AHEAD_BYTES = 64 * 2**20
+MAX_AHEAD = 64
 
 
-class AsyncPagedArray(Elements):
+class AsyncPagedArray(Face[AsyncIterator[Block], Coroutine[Any, Any, Any]]):
     """An n-dimensional array in a store, larger than memory, for coroutines on the store's loop::
 
         field = await AsyncPagedArray.create(store, "field", (8192, 8192), "f8")
@@ -29,7 +38,7 @@ class AsyncPagedArray(Elements):
         async for band in field.bands():
             ...
 
-    `dstorage.PagedArray` is the same for all other code, with the same names.
+    Reductions are awaited as well. `dstorage.PagedArray` is the same for all other code, with the same names.
 
     The array is cut into tiles, each a chunk of the store. A call that touches several tiles is atomic for each of them; what
     is durable together is decided by `Store.commit`.
@@ -41,6 +50,11 @@ class AsyncPagedArray(Elements):
         tile: Elements per axis of a tile; those at the upper ends may be smaller.
         grid: Tiles per axis.
     """
+
+    def __init__(self, name: str, access: Access, layout: Layout, tiles: Tiles) -> None:
+        super().__init__(name, layout)
+        self._access = access
+        self._tiles = tiles
 
     # -- by name ------------------------------------------------------------------------------------------------------
 
@@ -120,135 +134,207 @@ class AsyncPagedArray(Elements):
         """Names of all arrays of a store."""
         return naming.names(_checked(store))
 
-    # -- what it is ---------------------------------------------------------------------------------------------------
+    # -- reading ------------------------------------------------------------------------------------------------------
 
-    @property
-    def ndim(self) -> int:
-        """How many axes."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """How many elements."""
-        size = 1
-        for length in self.shape:
-            size *= length
-        return size
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, written or not."""
-        return self.size * self.dtype.itemsize
-
-    @property
-    def fill(self) -> Any:
-        """The value of what was never written."""
-        return self._layout.fill[()]
-
-    # -- reductions ---------------------------------------------------------------------------------------------------
-
-    async def sum(
-        self, axis: Axes = None, dtype: npt.DTypeLike | None = None, out: Array | None = None, *, keepdims: bool = False
-    ) -> Any:
-        """Sum over one axis, several (a tuple) or all (None), as `numpy.sum`; the result is in memory.
+    async def read(self, key: Key = ...) -> Any:
+        """A part of the array, in memory of the program's own (not of the budget).
 
         Args:
-            axis: Which; negative ones count from the last.
-            dtype: Of the result and of the sums on the way to it.
-            out: Array for the result.
-            keepdims: Keep the reduced axes, with length 1.
-        """
-        return await self._accumulate(np.add, axis, dtype, out, keepdims)
+            key: Integers, slices (also with steps, also negative), ``...`` and ``None``, as in ``array[key]``.
 
-    async def min(self, axis: Axes = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Least element, as `numpy.min`; arguments as for `sum`.
+        Returns:
+            An array, or a scalar where `key` names one element.
 
         Raises:
-            ValueError: There are no elements.
+            IndexError, InvalidArgumentError: `key` is out of range, or advanced indexing.
+            TemporarilyUnavailable, Lost, CorruptData, MemoryUnavailable: A tile cannot be had.
+            Deleted: The array was deleted.
         """
-        return await self._accumulate(np.minimum, axis, None, out, keepdims)
+        selection = Selection(key, self._layout)
+        raw = np.empty(selection.raw_shape, self.dtype)
+        await self._read_into(raw, selection)
+        return selection.result(raw)[()]
 
-    async def max(self, axis: Axes = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Greatest element, as `numpy.max`; arguments as for `sum`.
+    async def view(self, key: Key = ...) -> Array:
+        """A part of the array, read-only; not copied if it lies in one tile.
 
-        Raises:
-            ValueError: There are no elements.
-        """
-        return await self._accumulate(np.maximum, axis, None, out, keepdims)
-
-    async def any(self, axis: Axes = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Whether an element is true, as `numpy.any`; arguments as for `sum`."""
-        return await self._accumulate(np.logical_or, axis, None, out, keepdims)
-
-    async def all(self, axis: Axes = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Whether every element is true, as `numpy.all`; arguments as for `sum`."""
-        return await self._accumulate(np.logical_and, axis, None, out, keepdims)
-
-    async def _accumulate(
-        self, ufunc: np.ufunc, axis: Axes, dtype: npt.DTypeLike | None, out: Array | None, keepdims: bool
-    ) -> Any:
-        axes = axes_of(self, axis)
-        return finished(await accumulate(self, ufunc, axes, dtype), axes, keepdims, out)
-
-    async def mean(
-        self, axis: Axes = None, dtype: npt.DTypeLike | None = None, out: Array | None = None, *, keepdims: bool = False
-    ) -> Any:
-        """Arithmetic mean, as `numpy.mean`; arguments as for `sum`. NaN where there is nothing."""
-        axes = axes_of(self, axis)
-        return finished(await mean_over(self, axes, dtype), axes, keepdims, out)
-
-    async def var(
-        self,
-        axis: Axes = None,
-        dtype: npt.DTypeLike | None = None,
-        out: Array | None = None,
-        *,
-        ddof: float = 0,
-        keepdims: bool = False,
-    ) -> Any:
-        """Variance, as `numpy.var`; arguments as for `sum`. NaN where there is nothing.
+        It is as the array was at the call, whatever is written later. What is not copied shares memory with the store, and
+        counts in its budget as long as the view is held.
 
         Args:
-            axis: As for `sum`.
-            dtype: As for `sum`.
-            out: As for `sum`.
-            ddof: The sum of squares is divided by the number of elements less this.
-            keepdims: As for `sum`.
+            key: As for `read`.
         """
-        axes = axes_of(self, axis)
-        return finished(await variance_over(self, axes, dtype, ddof), axes, keepdims, out)
+        selection = Selection(key, self._layout)
+        piece = selection.single()
+        if piece is not None:
+            tile = await self._read_tile(piece.place)
+            return selection.result(part_of(tile, piece.inside))
+        raw = np.empty(selection.raw_shape, self.dtype)
+        await self._read_into(raw, selection)
+        raw.flags.writeable = False
+        return selection.result(raw)
 
-    async def std(
+    async def _read_into(self, raw: Array, selection: Selection, *, asked: bool = False) -> None:
+        if asked:
+            # All of it is on its way already.
+            for piece in selection.pieces():
+                raw[piece.raw] = (await self._read_tile(piece.place))[piece.inside]
+            return
+        async for piece in self._ahead(selection.pieces(), self._number_of, self._layout.tile_bytes):
+            raw[piece.raw] = (await self._read_tile(piece.place))[piece.inside]
+
+    async def _read_tile(self, place: Sequence[int]) -> Array:
+        shape = self._layout.tile_shape(place)
+        view = await self._tiles.get(self._layout.number(place))
+        return self._layout.blank(shape) if view is None else np.frombuffer(view, self.dtype).reshape(shape)
+
+    def _number_of(self, piece: Piece) -> Iterable[int]:
+        return (self._layout.number(piece.place),)
+
+    @property
+    def _window(self) -> int:
+        """Bytes to ask for ahead."""
+        return min(AHEAD_BYTES, int(self._access.store.room.budget * AHEAD_SHARE))
+
+    def _ahead(
+        self, items: Iterable[T], numbers: Callable[[T], Iterable[int]], item_bytes: int, *, once: bool = False
+    ) -> Ahead[T]:
+        depth = max(1, min(MAX_AHEAD, self._window // max(1, item_bytes)))
+        return Ahead(items, numbers, depth, self._access, self._tiles, once=once)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    async def write(self, key: Key, value: object) -> None:
+        """Assign to a part of the array, as ``array[key] = value``.
+
+        Args:
+            key: As for `read`.
+            value: What numpy broadcasts to that part; or another paged array of just its shape, copied tile by tile.
+
+        Raises:
+            ValueError: `value` does not broadcast.
+            ReadOnlyError, ClosedError: The store takes no changes.
+            MemoryUnavailable: No room. Tiles before the one that failed are written.
+        """
+        selection = Selection(key, self._layout)
+        if isinstance(value, AsyncPagedArray):
+            await self._copy(selection, value)
+            return
+        values = value if isinstance(value, np.ndarray) else np.asarray(value, self.dtype)
+        raw = selection.raw(values)
+        async for piece in self._ahead(
+            selection.pieces(), lambda p: () if selection.whole(p) else self._number_of(p), self._layout.tile_bytes
+        ):
+            await self._write_piece(piece, selection.whole(piece), raw[piece.raw])
+
+    async def _copy(self, selection: Selection, other: AsyncPagedArray) -> None:
+        if other._tiles.root == self._tiles.root and other._access.store is self._access.store:
+            raise InvalidArgumentError(f"array {self.name!r} to itself: read() the part to be moved first")
+        if type(other._access) is not type(self._access):
+            raise InvalidArgumentError(
+                f"array {other.name!r} is an AsyncPagedArray, for coroutines on its store's loop: read() it there"
+            )
+        if other.shape != selection.shape or not selection.plain:
+            raise InvalidArgumentError(
+                f"array {other.name!r} of shape {other.shape} where {selection.shape} is selected: to be copied tile by tile, "
+                "shapes must be the same, with no axis dropped, added or reversed; read() it"
+            )
+        async for piece in self._ahead(selection.pieces(), lambda p: (), self._layout.tile_bytes):
+            await self._write_piece(piece, selection.whole(piece), await other.view(piece.raw))
+
+    async def _write_piece(self, piece: Piece, whole: bool, value: Array) -> None:
+        number, shape = self._layout.number(piece.place), self._layout.tile_shape(piece.place)
+        while True:
+            draft = await self._tiles.draft(number, keep=not whole)
+            try:
+                self._begun(draft, shape, keep=not whole)[piece.inside] = value
+            except BaseException:
+                self._tiles.drop(draft)
+                raise
+            if await self._tiles.publish(draft):
+                return
+
+    @asynccontextmanager
+    async def edit(self, key: Key = ..., *, discard: bool = False, once: bool = False) -> AsyncIterator[Array]:
+        """Change a part of the array in place::
+
+            async with field.edit(np.s_[10:20]) as part:
+                part *= 2
+
+        `part` is an array of the program's own. It becomes the contents when the block ends normally; an exception discards
+        it. Whoever ends last wins.
+
+        Args:
+            key: As for `read`.
+            discard: The present contents are not wanted: `part` starts as zeros.
+            once: It will not be used again for long: of one whole tile, the new contents are written at once, and leave memory
+                before all else.
+
+        One whole tile (or a band that is one) is published without being copied. `part` is read-only from then on; do not write
+        to other views of it that were kept.
+        """
+        selection = Selection(key, self._layout)
+        piece = selection.single()
+        if piece is None or not selection.whole(piece):
+            raw = (np.zeros if discard else np.empty)(selection.raw_shape, self.dtype)
+            if not discard:
+                await self._read_into(raw, selection)
+            part = selection.result(raw)
+            yield part
+            await self.write(key, part)
+            return
+        draft = await self._tiles.draft(self._layout.number(piece.place), keep=not discard)
+        try:
+            tile = self._begun(draft, selection.raw_shape, keep=not discard)
+            if discard:
+                np.frombuffer(draft.buffer, np.uint8)[...] = 0
+            part = selection.result(tile)
+            yield part
+            # It belongs to the store from now on.
+            part.flags.writeable = tile.flags.writeable = False
+        except BaseException:
+            self._tiles.drop(draft)
+            raise
+        if not await self._tiles.publish(draft, once=once):
+            await self.write(key, part)
+
+    def _begun(self, draft: Draft, shape: Sequence[int], *, keep: bool) -> Array:
+        """A draft as an array, with the present contents or the fill value in it if they are to be kept."""
+        tile = np.frombuffer(draft.buffer, self.dtype).reshape(shape)
+        if draft.source is not None:
+            tile[...] = np.frombuffer(draft.source, self.dtype).reshape(shape)
+        elif keep:
+            tile[...] = self._layout.fill
+        return tile
+
+    # -- what `Face` asks for ------------------------------------------------------------------------------------------
+
+    async def _parts(self, frames: Frames, once: bool) -> AsyncIterator[Block]:
+        def numbers(frame: Frame) -> Iterable[int]:
+            for patch in frame.patches:
+                for piece in Selection(patch.source, self._layout).pieces():
+                    yield self._layout.number(piece.place)
+
+        async for frame in self._ahead(frames, numbers, frames.bytes, once=once):
+            selections = [Selection(patch.source, self._layout) for patch in frame.patches]
+            if frame.covered and len(selections) == 1 and selections[0].single() is not None:
+                data = await self.view(frame.patches[0].source)
+            else:
+                data = np.empty(frame.shape, self.dtype)
+                if not frame.covered:
+                    data[...] = frames.outside
+                for patch, selection in zip(frame.patches, selections, strict=True):
+                    await self._read_into(part_of(data, patch.target), selection, asked=frames.bytes <= self._window)
+                data.flags.writeable = False
+            yield Block(frame.place, frame.slices, data, frame.inner)
+
+    def _reduced(
         self,
-        axis: Axes = None,
-        dtype: npt.DTypeLike | None = None,
-        out: Array | None = None,
-        *,
-        ddof: float = 0,
-        keepdims: bool = False,
-    ) -> Any:
-        """Standard deviation, as `numpy.std`; arguments as for `var`."""
-        axes = axes_of(self, axis)
-        return finished(np.sqrt(await variance_over(self, axes, dtype, ddof)), axes, keepdims, out)
-
-    async def argmin(self, axis: int | None = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Index of the least element along one axis, or in the array laid out in C order, as `numpy.argmin`.
-
-        Raises:
-            ValueError: There are no elements.
-        """
-        return await extreme_index(self, axis, True, keepdims, out)
-
-    async def argmax(self, axis: int | None = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Index of the greatest element, as `numpy.argmax`; otherwise as `argmin`.
-
-        Raises:
-            ValueError: There are no elements.
-        """
-        return await extreme_index(self, axis, False, keepdims, out)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r}, {self.shape} of {self.dtype}, tiles {self.tile}>"
+        work: Callable[Concatenate[AsyncPagedArray, P], Coroutine[Any, Any, Any]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Coroutine[Any, Any, Any]:
+        return work(self, *args, **kwargs)
 
 
 def _checked(store: Store) -> Store:

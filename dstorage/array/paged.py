@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +13,16 @@ import dstorage.blocking
 from dstorage.array import naming
 from dstorage.array.access import FromThread, complete
 from dstorage.array.core import WAIT_S, AsyncPagedArray
-from dstorage.array.halo import CLIP, Block
-from dstorage.array.reduce import Axes
+from dstorage.array.face import Face
+from dstorage.array.halo import Block, Frames
 from dstorage.array.selection import Array, Key
 from dstorage.errors import InvalidArgumentError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class PagedArray:
+class PagedArray(Face[Iterator[Block], Any]):
     """An n-dimensional array in a store, larger than memory::
 
         with dstorage.blocking.open("data", budget="256M") as store:
@@ -44,12 +45,8 @@ class PagedArray:
     """
 
     def __init__(self, store: dstorage.blocking.Store, array: AsyncPagedArray) -> None:
+        super().__init__(array.name, array._layout)
         self.store = store
-        self.name = array.name
-        self.shape = array.shape
-        self.dtype = array.dtype
-        self.tile = array.tile
-        self.grid = array.grid
         self._array = array
 
     # -- by name ------------------------------------------------------------------------------------------------------
@@ -111,28 +108,6 @@ class PagedArray:
         """Names of all arrays of a store."""
         return _checked(store).loop.call_sync(naming.names, store.inner)
 
-    # -- what it is ---------------------------------------------------------------------------------------------------
-
-    @property
-    def ndim(self) -> int:
-        """How many axes."""
-        return self._array.ndim
-
-    @property
-    def size(self) -> int:
-        """How many elements."""
-        return self._array.size
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all elements, written or not."""
-        return self._array.nbytes
-
-    @property
-    def fill(self) -> Any:
-        """The value of what was never written."""
-        return self._array.fill
-
     # -- reading and writing ------------------------------------------------------------------------------------------
 
     def read(self, key: Key = ...) -> Any:
@@ -192,7 +167,8 @@ class PagedArray:
             once: It will not be used again for long: of one whole tile, the new contents are written at once, and leave memory
                 before all else.
 
-        One whole tile (or a band that is one) is published without being copied.
+        One whole tile (or a band that is one) is published without being copied. `part` is read-only from then on; do not write
+        to other views of it that were kept.
         """
         editing = self._array.edit(key, discard=discard, once=once)
         part = complete(editing.__aenter__())
@@ -231,145 +207,18 @@ class PagedArray:
             raise ValueError("a paged array cannot be an array in memory without being copied: leave out copy=False")
         return np.asarray(self.read(), dtype)
 
-    # -- part by part -------------------------------------------------------------------------------------------------
+    # -- what `Face` asks for ------------------------------------------------------------------------------------------
 
-    def tiles(self, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP, once: bool = False) -> Iterator[Block]:
-        """All tiles, in C order, the next ones brought into memory while the program works on one.
+    def _parts(self, frames: Frames, once: bool) -> Iterator[Block]:
+        return _each(self._array._parts(frames, once))
 
-        Args:
-            halo: How many elements of the neighbours to add on each side, for all axes or per axis.
-            boundary: What is beyond the array, for all axes or (a tuple) per axis: "clip": nothing, the halo ends there;
-                "periodic": the other end; "fill": the fill value; a number: that.
-            once: Whatever is given is not used again for long, and leaves memory before all else when the next one is asked
-                for, the last one first. Of what is gone through again and again and does not fit in the budget, a part then
-                stays in memory; without, all of it leaves just before it is wanted.
-        """
-        return _each(self._array.tiles(halo=halo, boundary=boundary, once=once))
-
-    def bands(
-        self, rows: int | None = None, *, halo: int | Sequence[int] = 0, boundary: Any = CLIP, once: bool = False
-    ) -> Iterator[Block]:
-        """The array in bands across all axes but the first, else as `tiles`.
-
-        Args:
-            rows: Length along the first axis; by default that of a tile.
-            halo: As for `tiles`, but a single number is for the first axis only.
-            boundary: As for `tiles`.
-            once: As for `tiles`.
-
-        Raises:
-            InvalidArgumentError: The array has no axes, or `rows` is less than 1.
-        """
-        return _each(self._array.bands(rows, halo=halo, boundary=boundary, once=once))
-
-    def blocks(
-        self, shape: Sequence[int], *, halo: int | Sequence[int] = 0, boundary: Any = CLIP, once: bool = False
-    ) -> Iterator[Block]:
-        """The array in blocks of any shape, else as `tiles`.
-
-        Args:
-            shape: Elements per axis of a block; those at the upper ends may be smaller.
-            halo: As for `tiles`.
-            boundary: As for `tiles`.
-            once: As for `tiles`.
-        """
-        return _each(self._array.blocks(shape, halo=halo, boundary=boundary, once=once))
-
-    # -- reductions ---------------------------------------------------------------------------------------------------
-
-    def sum(
-        self, axis: Axes = None, dtype: npt.DTypeLike | None = None, out: Array | None = None, *, keepdims: bool = False
-    ) -> Any:
-        """Sum over one axis, several (a tuple) or all (None), as `numpy.sum`; the result is in memory.
-
-        Args:
-            axis: Which; negative ones count from the last.
-            dtype: Of the result and of the sums on the way to it.
-            out: Array for the result.
-            keepdims: Keep the reduced axes, with length 1.
-        """
-        return complete(self._array.sum(axis, dtype, out, keepdims=keepdims))
-
-    def min(self, axis: Axes = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Least element, as `numpy.min`; arguments as for `sum`.
-
-        Raises:
-            ValueError: There are no elements.
-        """
-        return complete(self._array.min(axis, out, keepdims=keepdims))
-
-    def max(self, axis: Axes = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Greatest element, as `numpy.max`; arguments as for `sum`.
-
-        Raises:
-            ValueError: There are no elements.
-        """
-        return complete(self._array.max(axis, out, keepdims=keepdims))
-
-    def any(self, axis: Axes = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Whether an element is true, as `numpy.any`; arguments as for `sum`."""
-        return complete(self._array.any(axis, out, keepdims=keepdims))
-
-    def all(self, axis: Axes = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Whether every element is true, as `numpy.all`; arguments as for `sum`."""
-        return complete(self._array.all(axis, out, keepdims=keepdims))
-
-    def mean(
-        self, axis: Axes = None, dtype: npt.DTypeLike | None = None, out: Array | None = None, *, keepdims: bool = False
-    ) -> Any:
-        """Arithmetic mean, as `numpy.mean`; arguments as for `sum`. NaN where there is nothing."""
-        return complete(self._array.mean(axis, dtype, out, keepdims=keepdims))
-
-    def var(
+    def _reduced(
         self,
-        axis: Axes = None,
-        dtype: npt.DTypeLike | None = None,
-        out: Array | None = None,
-        *,
-        ddof: float = 0,
-        keepdims: bool = False,
+        work: Callable[Concatenate[AsyncPagedArray, P], Coroutine[Any, Any, Any]],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Any:
-        """Variance, as `numpy.var`; arguments as for `sum`. NaN where there is nothing.
-
-        Args:
-            axis: As for `sum`.
-            dtype: As for `sum`.
-            out: As for `sum`.
-            ddof: The sum of squares is divided by the number of elements less this.
-            keepdims: As for `sum`.
-        """
-        return complete(self._array.var(axis, dtype, out, ddof=ddof, keepdims=keepdims))
-
-    def std(
-        self,
-        axis: Axes = None,
-        dtype: npt.DTypeLike | None = None,
-        out: Array | None = None,
-        *,
-        ddof: float = 0,
-        keepdims: bool = False,
-    ) -> Any:
-        """Standard deviation, as `numpy.std`; arguments as for `var`."""
-        return complete(self._array.std(axis, dtype, out, ddof=ddof, keepdims=keepdims))
-
-    def argmin(self, axis: int | None = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Index of the least element along one axis, or in the array laid out in C order, as `numpy.argmin`.
-
-        Raises:
-            ValueError: There are no elements.
-        """
-        return complete(self._array.argmin(axis, out, keepdims=keepdims))
-
-    def argmax(self, axis: int | None = None, out: Array | None = None, *, keepdims: bool = False) -> Any:
-        """Index of the greatest element, as `numpy.argmax`; otherwise as `argmin`.
-
-        Raises:
-            ValueError: There are no elements.
-        """
-        return complete(self._array.argmax(axis, out, keepdims=keepdims))
-
-    def __repr__(self) -> str:
-        return f"<PagedArray {self.name!r}, {self.shape} of {self.dtype}, tiles {self.tile}>"
+        return complete(work(self._array, *args, **kwargs))
 
 
 def _each(parts: AsyncIterator[T]) -> Iterator[T]:

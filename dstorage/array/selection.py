@@ -99,11 +99,6 @@ class Selection:
         self.raw_shape = tuple(axis.count for axis in self._axes)
         self.shape = tuple(shape)
 
-    @classmethod
-    def box(cls, extent: Sequence[slice], layout: Layout) -> Selection:
-        """Slices with known ends that lie within the array."""
-        return cls(tuple(extent), layout)
-
     @property
     def plain(self) -> bool:
         """Whether result and raw are the same: no axis dropped, added or reversed."""

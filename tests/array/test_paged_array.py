@@ -326,6 +326,10 @@ def test_the_two_faces_tell_their_stores_apart(store):
 
     with pytest.raises(dstorage.InvalidArgumentError, match="AsyncPagedArray"):
         PagedArray.open(store.inner, "a")
+    array = PagedArray.create(store, "a", 4)
+    other = store.call(AsyncPagedArray.create, store.inner, "b", 4)
+    with pytest.raises(dstorage.InvalidArgumentError, match="'b' is an AsyncPagedArray"):
+        array[...] = other
     with pytest.raises(dstorage.InvalidArgumentError, match="PagedArray"):
         AsyncPagedArray.names(store)
 
