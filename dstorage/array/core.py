@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -191,6 +191,10 @@ class AsyncPagedArray(Face[AsyncIterator[Block], Coroutine[Any, Any, Any]]):
     def _number_of(self, piece: Piece) -> Iterable[int]:
         return (self._layout.number(piece.place),)
 
+    def _numbers_in(self, box: tuple[slice, ...]) -> Iterator[int]:
+        for piece in Selection(box, self._layout).pieces():
+            yield self._layout.number(piece.place)
+
     @property
     def _window(self) -> int:
         """Bytes to ask for ahead."""
@@ -239,7 +243,9 @@ class AsyncPagedArray(Face[AsyncIterator[Block], Coroutine[Any, Any, Any]]):
                 f"array {other.name!r} of shape {other.shape} where {selection.shape} is selected: to be copied tile by tile, "
                 "shapes must be the same, with no axis dropped, added or reversed; read() it"
             )
-        async for piece in self._ahead(selection.pieces(), lambda p: (), self._layout.tile_bytes):
+        async for piece in other._ahead(
+            selection.pieces(), lambda p: other._numbers_in(p.raw), self._layout.tile_bytes
+        ):
             await self._write_piece(piece, selection.whole(piece), await other.view(piece.raw))
 
     async def _write_piece(self, piece: Piece, whole: bool, value: Array) -> None:
@@ -312,8 +318,7 @@ class AsyncPagedArray(Face[AsyncIterator[Block], Coroutine[Any, Any, Any]]):
     async def _parts(self, frames: Frames, once: bool) -> AsyncIterator[Block]:
         def numbers(frame: Frame) -> Iterable[int]:
             for patch in frame.patches:
-                for piece in Selection(patch.source, self._layout).pieces():
-                    yield self._layout.number(piece.place)
+                yield from self._numbers_in(patch.source)
 
         async for frame in self._ahead(frames, numbers, frames.bytes, once=once):
             selections = [Selection(patch.source, self._layout) for patch in frame.patches]

@@ -85,6 +85,24 @@ async def test_a_read_of_many_tiles_has_the_next_ones_on_their_way(stored):
     assert_read_once(await read_by(controller, array))
 
 
+async def test_a_copy_of_an_array_has_the_next_tiles_on_their_way(stored):
+    controller, array = stored
+    other = await AsyncPagedArray.create(array._access.store, "b", (TILES, 512), tile=(2, 256))
+    controller.gate = gate = asyncio.Event()
+    copying = asyncio.ensure_future(other.write(..., array))
+    await settle()
+    # Only what was asked for by now is answered.
+    gate.set()
+    gate.clear()
+    asked = await read_by(controller, array)
+    assert asked == list(range(len(asked)))
+    assert len(asked) > 2
+    controller.gate = None
+    gate.set()
+    await copying
+    np.testing.assert_array_equal((await other.read())[:, 0], np.arange(TILES))
+
+
 async def test_tiles_that_are_replaced_whole_are_not_read(stored):
     controller, array = stored
     await array.write(..., 5)
