@@ -57,9 +57,11 @@ class Handle:
 
         Raises:
             NotResolvedError: They are not.
+            ClosedError: The store is closed.
         """
         data = self._answer[2] if self._answer is not None else self.store.peek(self.id)
         if data is None:
+            self.store.inner.check_open()
             raise NotResolvedError(f"chunk {self.id} is {self.status.value}: use get(), or resolve() first")
         return data
 

@@ -62,7 +62,7 @@ class Store:
         self._handles: dict[int, AsyncHandle] = inner.table.handles
         self._end: asyncio.Task[Exception | None] | None = None
         self._delivery = Delivery(deliver, self._report)
-        _open_stores.add(self)
+        _open_stores[self] = None
 
     def _report(self, error: BaseException) -> None:
         # Also of a callback that runs while or after the loop ends: this touches nothing of the loop but its handler.
@@ -388,7 +388,7 @@ class Store:
         self._handles = {}
         self.loop.stop()
         self._delivery.close()
-        _open_stores.discard(self)
+        _open_stores.pop(self, None)
         if failure is not None:
             raise failure
 
@@ -419,14 +419,15 @@ class Store:
         return f"<blocking.Store {str(self.path)!r}, {self.inner!r}>"
 
 
-_open_stores: set[Store] = set()
+_open_stores: dict[Store, None] = {}
+"""In the order of opening."""
 
 
 def _close_at_exit() -> None:
-    for store in list(_open_stores):
+    for store in reversed(list(_open_stores)):
         try:
             store.close()
-        except Exception:
+        except BaseException:  # An interrupt gives up this one, not the others.
             sys.excepthook(*sys.exc_info())
 
 

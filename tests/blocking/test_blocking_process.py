@@ -53,6 +53,24 @@ controller.unavailable = True
     assert "TemporarilyUnavailable" in done.stderr
 
 
+def test_an_interrupt_at_the_end_gives_up_one_store_and_not_the_others(tmp_path):
+    done = program(
+        """
+other = dstorage.blocking.open(sys.argv[1], commit_interval=None)
+other.create(b"bytes")
+controller = MemoryController()
+store = dstorage.blocking.open(sys.argv[1] + "2", commit_interval=None, controllers=[controller])
+store.create(b"bytes")
+controller.write_gate = Gate()
+interrupt_at(controller.write_gate.reached)
+""",
+        tmp_path / "store",
+    )
+    assert done.returncode == 0
+    assert done.stderr.count("KeyboardInterrupt") == 1
+    assert contents(tmp_path / "store") == {1: b"bytes"}
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
 def test_a_forked_child_is_refused_and_the_parent_is_not_disturbed(tmp_path):
     done = program(

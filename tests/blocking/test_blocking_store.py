@@ -787,6 +787,7 @@ def test_a_closed_store_says_so_and_closes_again(tmp_path, memory):
     for call in (
         handle.get,
         handle.resolve,
+        lambda: handle.data,
         store.commit,
         store.stats,
         lambda: store.prefetch([1]),
