@@ -25,6 +25,7 @@ from dstorage.errors import (
     UsageError,
 )
 from dstorage.store import Store
+from dstorage.waiting import check_wait
 
 PREFIX = b"array/"
 DELETED = b"array-deleted/"
@@ -53,6 +54,7 @@ async def create(store: Store, name: str, layout: Layout, wait: float | None) ->
     Raises:
         UsageError: There is one of that name.
     """
+    check_wait(wait)
     key = key_of(name)
     store.check_writable()
     await finish_deleting(store)
@@ -82,6 +84,7 @@ async def find(store: Store, name: str, wait: float | None) -> tuple[Layout, int
         InvalidArgumentError: There is none of that name.
         CorruptData: What the name stands for is no array.
     """
+    check_wait(wait)
     id = store.get_name(key_of(name))
     if id is None:
         known = ", ".join(map(repr, names(store)[:10])) or "none"
@@ -102,6 +105,7 @@ async def delete(store: Store, name: str, wait: float | None) -> None:
     Raises:
         InvalidArgumentError: There is none of that name.
     """
+    check_wait(wait)
     store.check_writable()
     key = key_of(name)
     id = store.get_name(key)

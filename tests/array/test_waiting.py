@@ -64,6 +64,17 @@ async def test_with_no_wait_what_is_away_is_told_at_once(small, memory):
         await array.read()
 
 
+@pytest.mark.parametrize("wait", [-1, float("nan"), "1"])
+async def test_a_wait_that_makes_no_sense_changes_nothing(store, wait):
+    await AsyncPagedArray.create(store, "a", 4)
+    for call in (AsyncPagedArray.open, AsyncPagedArray.delete):
+        with pytest.raises(dstorage.InvalidArgumentError, match="wait="):
+            await call(store, "a", wait=wait)
+    with pytest.raises(dstorage.InvalidArgumentError, match="wait="):
+        await AsyncPagedArray.create(store, "b", 4, wait=wait)
+    assert AsyncPagedArray.names(store) == ["a"]
+
+
 async def test_views_that_fill_the_budget_are_named_as_the_reason(small):
     array = await AsyncPagedArray.create(small, "a", (64, 512), tile=(1, 512), wait=None)
     await array.write(..., 1)
