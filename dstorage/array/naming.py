@@ -13,7 +13,17 @@ import struct
 from contextlib import suppress
 
 from dstorage.array.layout import Layout
-from dstorage.array.tiles import FANOUT, NODE_BYTES, pack_root, root_slots, span_of, tile_bytes, unpack_root
+from dstorage.array.tiles import (
+    DELETED,
+    FANOUT,
+    NODE_BYTES,
+    deleted_name,
+    pack_root,
+    root_slots,
+    span_of,
+    tile_bytes,
+    unpack_root,
+)
 from dstorage.catalog import MAX_NAME_BYTES
 from dstorage.errors import (
     CorruptData,
@@ -28,7 +38,6 @@ from dstorage.store import Store
 from dstorage.waiting import check_wait
 
 PREFIX = b"array/"
-DELETED = b"array-deleted/"
 
 
 def key_of(name: str) -> bytes:
@@ -112,7 +121,7 @@ async def delete(store: Store, name: str, wait: float | None) -> None:
     if id is None:
         raise InvalidArgumentError(f"no array {name!r} in this store")
     store.set_name(key, None)
-    doomed = DELETED + b"%d" % id
+    doomed = deleted_name(id)
     store.set_name(doomed, id)
     await _finish(store, doomed, id, wait)
     await finish_deleting(store)

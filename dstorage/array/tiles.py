@@ -27,7 +27,8 @@ MAGIC = b"dsarray\1"
 BITS = 10
 FANOUT = 1 << BITS
 NODE_BYTES = FANOUT * 8
-MAX_HEAD_BYTES = 12 + MAX_JSON_BYTES + 7
+DELETED = b"array-deleted/"
+"""Beginning of the name, followed by its id in decimal, that the root of an array has while the array is being deleted."""
 
 _LENGTH = struct.Struct("<I")
 _ID = struct.Struct("<Q")
@@ -248,6 +249,7 @@ class Tiles:
                 async with Edit(node, self._wait, discard=False, along=True) as ids:
                     if _ID.unpack_from(ids, head + leaf * 8)[0]:
                         return False
+                    self._check_kept()
                     left = None
                     with store.contents.adopt(buffer) as handle:
                         id = handle.id
@@ -274,6 +276,7 @@ class Tiles:
                 async with Edit(node, self._wait, discard=False, along=True) as ids:
                     child = _ID.unpack_from(ids, at)[0]
                     if not child:
+                        self._check_kept()
                         left = False
                         with store.contents.adopt(bytes(NODE_BYTES)) as made:
                             child = made.id
@@ -283,8 +286,18 @@ class Tiles:
                 if left:
                     store.contents.drop_reserved(NODE_BYTES)
 
+    def _check_kept(self) -> None:
+        """Whether new chunks may be named in the tree: the deletion under way may have been where they would be (on the loop)."""
+        if self._access.store.get_name(deleted_name(self.root)) is not None:
+            raise Deleted("this array was deleted", id=self.root)
+
 
 # -- the tree as a whole ----------------------------------------------------------------------------------------------
+
+
+def deleted_name(root: int) -> bytes:
+    """See `DELETED`."""
+    return DELETED + b"%d" % root
 
 
 def tile_bytes(layout: Layout, number: int) -> int:

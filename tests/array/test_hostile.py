@@ -14,8 +14,7 @@ from memory_controller import MemoryController
 import dstorage
 from dstorage.array.core import AsyncPagedArray
 from dstorage.array.layout import Layout
-from dstorage.array.naming import DELETED
-from dstorage.array.tiles import MAGIC, pack_root, unpack_root
+from dstorage.array.tiles import DELETED, MAGIC, pack_root, unpack_root
 
 
 async def root_of(store, name):

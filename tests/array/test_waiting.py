@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from memory_controller import MemoryController
 from turns import settle
 
 import dstorage
@@ -131,6 +132,28 @@ async def test_an_array_that_is_deleted_under_a_writer_is_deleted(small):
     with pytest.raises(dstorage.Deleted):
         await array.write(np.s_[2], 1)
     assert small.stats().dirty == 0
+
+
+async def test_what_is_written_into_an_array_that_is_being_deleted_is_not_left_behind(tmp_path, memory):
+    options = {"budget": 2**20, "commit_interval": None, "pressure": None}
+    async with dstorage.open(tmp_path / "store", controllers=[memory], **options) as store:
+        array = await AsyncPagedArray.create(store, "a", 4000, "u1", tile=1)
+        for tile in (0, 2000):
+            await array.write(tile, 1)
+    again = MemoryController(medium=memory.medium)
+    async with dstorage.open(tmp_path / "store", controllers=[again], **options) as store:
+        array = await AsyncPagedArray.open(store, "a")
+        again.gate = gate = asyncio.Event()
+        deleting = asyncio.ensure_future(AsyncPagedArray.delete(store, "a"))
+        await settle()
+        assert not deleting.done()
+        with pytest.raises(dstorage.Deleted):
+            await array.write(3000, 1)
+        again.gate = None
+        gate.set()
+        await deleting
+        await store.commit()
+        assert store.stats().chunks == 0
 
 
 async def test_a_store_can_be_closed_while_a_read_waits_for_room(tmp_path, memory):
