@@ -66,7 +66,7 @@ class AsyncCache:
             was used longest ago leaves when there is more. By default as it was when last opened, 1 GiB at first.
         serializer: For values of other types: "json", "pickle" (only where nobody else can write the directory), a
             `dstorage.Serializer`, or several: the first one writes, all are read. By default such values are refused.
-        reap_interval: What has expired is removed from the disk so many seconds later at the latest (nobody sees it meanwhile).
+        reap_interval: What has expired is removed so many seconds later at the latest (nobody sees it meanwhile).
         wait: Seconds that a call keeps trying while the controller of a value is away or memory is short; by default the
             error comes at once.
         clock: Seconds since the epoch.

@@ -71,7 +71,7 @@ class Cache:
             default as it was when last opened, 1 GiB at first.
         serializer: For values that are not bytes-like, str, numbers, None or numpy arrays: "json", "pickle" (only where nobody
             else can write the directory), a `dstorage.Serializer`, or several.
-        reap_interval: What has expired is removed from the disk so many seconds later at the latest.
+        reap_interval: What has expired is removed so many seconds later at the latest.
         wait: Seconds that a call keeps trying while the controller of a value is away or memory is short; by default the
             error comes at once.
         clock: Seconds since the epoch.
