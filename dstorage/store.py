@@ -206,7 +206,7 @@ class Store:
             index=self._index,
             registry=self._registry,
             uses=self._uses,
-            pagein=self._pagein,
+            chunks_read=self._chunks_read,
             writeback=self._writeback,
         )
         self.contents = Contents(
@@ -653,7 +653,7 @@ class Store:
             stray=memory.stray_bytes,
             handles=len(self.table.handles),
             chunks=self._catalog.count(),
-            page_ins=self._pagein.chunks_read + self.shortcut.chunks_read,
+            page_ins=self._chunks_read(),
             bytes_read=self._pagein.bytes_read + self.shortcut.bytes_read,
             write_backs=self._writeback.chunks_written,
             bytes_written=self._writeback.bytes_written,
@@ -661,6 +661,9 @@ class Store:
             commits=self._committer.commits,
             unavailable=len(self._outages),
         )
+
+    def _chunks_read(self) -> int:
+        return self._pagein.chunks_read + self.shortcut.chunks_read
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

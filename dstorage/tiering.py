@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
@@ -21,7 +22,6 @@ from dstorage.controller import ControllerStatus
 from dstorage.errors import DStorageError, InvalidArgumentError
 from dstorage.index import Index
 from dstorage.mover import Mover
-from dstorage.paging.pagein import PageIn
 from dstorage.paging.writeback import WriteBack
 from dstorage.registry import Entry, Registry
 from dstorage.uses import Uses
@@ -61,7 +61,7 @@ class Tiering:
         index: Says where they are.
         registry: Knows the controllers.
         uses: Knows what was read how often, and when.
-        pagein: Knows whether anything is read now.
+        chunks_read: Says how many were read so far, by the loop and by other threads.
         writeback: Knows whether anything is being written.
     """
 
@@ -73,7 +73,7 @@ class Tiering:
         index: Index,
         registry: Registry,
         uses: Uses,
-        pagein: PageIn,
+        chunks_read: Callable[[], int],
         writeback: WriteBack,
     ) -> None:
         self.rules = rules
@@ -83,7 +83,7 @@ class Tiering:
         self._index = index
         self._registry = registry
         self._uses = uses
-        self._pagein = pagein
+        self._chunks_read = chunks_read
         self._writeback = writeback
         self._positions: dict[int, int] = {}
         """Index of a controller -> the id at which the next look for what is cold on it begins."""
@@ -117,7 +117,7 @@ class Tiering:
         return moved
 
     def _work(self) -> tuple[int, int]:
-        return self._pagein.chunks_read, self._writeback.chunks_written
+        return self._chunks_read(), self._writeback.chunks_written
 
     def _idle(self) -> bool:
         before, self._seen = self._seen, self._work()
@@ -152,7 +152,7 @@ class Tiering:
 
     async def _up(self) -> int:
         tiers = self._durable()
-        reads = self._pagein.chunks_read
+        reads = self._chunks_read()
         if len(tiers) < 2 or reads == self._all_up:
             return 0
         counts = self._uses.counts()

@@ -68,6 +68,25 @@ def test_a_chunk_in_the_page_cache_is_read_without_the_loop(store, cached, monke
     assert after.used == 0, "it is the reader's own, and in no budget"
 
 
+def test_what_is_read_here_only_moves_up_to_a_faster_controller_all_the_same(tmp_path):
+    from dstorage_controllers.disk import DiskController
+
+    fast, slow = (DiskController(name, tmp_path / name, rank=rank) for name, rank in (("fast", 90), ("slow", 10)))
+    with opening(tmp_path, controllers=[fast, slow], tiering=dstorage.TieringRules(interval=3600)) as store:
+        ids = [store.create(bytes([number]) * 60_000).id for number in range(60)]
+        store.commit()
+        store.migrate(ids, to="slow")
+        evict(store)
+        tiering = store.inner.tiering
+        idle = [tiering._idle(), tiering._idle()]
+        for _ in range(2):
+            for id in ids:
+                store.get(id)
+        assert store.inner.shortcut.chunks_read == 120
+        assert [*idle[1:], tiering._idle()] == [True, False]
+        assert store.call(tiering.step) == 60
+
+
 def test_what_is_read_is_read_only(cached):
     assert cached[0].get().readonly
 
