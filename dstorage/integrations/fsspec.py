@@ -101,6 +101,13 @@ class DStorageFileSystem(AsyncFileSystem, metaclass=_Instances):  # type: ignore
         self._mount = Mount(source, options)
 
     @property
+    def loop(self) -> Any:
+        """Of those who do not await; they are not on the loop of the store, which would wait for them."""
+        if not self.asynchronous:
+            self._mount.check_caller()
+        return super().loop
+
+    @property
     def fsid(self) -> str:
         """Tells stores apart."""
         return f"dstorage_{tokenize(str(self._mount.path))}"
@@ -110,6 +117,11 @@ class DStorageFileSystem(AsyncFileSystem, metaclass=_Instances):  # type: ignore
         if isinstance(path, list):
             return [cls._strip_protocol(each) for each in path]
         return stringify_path(path).removeprefix("dstorage://").strip("/")
+
+    def __reduce__(self) -> Any:
+        if not isinstance(self._mount.source, str | os.PathLike):
+            raise TypeError(f"{self!r} was given an open store: only one given a path can be pickled")
+        return super().__reduce__()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

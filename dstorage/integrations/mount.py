@@ -7,11 +7,12 @@ until the last one closes; at the exit of the program what is still open is comm
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -25,6 +26,8 @@ T = TypeVar("T")
 
 Source = Store | blocking.Store | str | os.PathLike[str]
 """A store that somebody else opened and will close, or the directory of one that is to be opened."""
+HEARD_S = 60.0
+"""So long the loop of a store may be busy before what is asked of it is given up: perhaps it waits for just that."""
 
 
 class Mount:
@@ -93,6 +96,7 @@ class Mount:
 
         Raises:
             ClosedError: The store is closed, or was while this was going on.
+            UsageError: Its loop is blocked.
         """
         store = self._store
         if store is None:
@@ -101,14 +105,17 @@ class Mount:
         work = self._with_tree(store, function, *args, **kwargs)
         if asyncio.get_running_loop() is store.loop:
             return await work
-        future = asyncio.run_coroutine_threadsafe(work, store.loop)
+        future = _ask(work, store)
+        given_up = asyncio.get_running_loop().call_later(HEARD_S, _give_up, work, future)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if future.cancelled() and task is not None and not task.cancelling():
-                raise ClosedError("the store was closed while it was asked: open it again") from None
+                raise _unanswered(work) from None
             raise
+        finally:
+            given_up.cancel()
 
     async def now(self, function: Callable[Concatenate[Tree, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """``function(tree, *args, **kwargs)`` on the store's loop, for what does not wait."""
@@ -120,7 +127,7 @@ class Mount:
         """`run` for callers that do not await: blocks until it is done; an interrupt cancels it.
 
         Raises:
-            UsageError: Called on the store's loop, which would wait for itself.
+            UsageError: Called on the store's loop, which would wait for itself; or that is blocked.
             ClosedError: As for `run`.
         """
         store = self.open()
@@ -128,20 +135,34 @@ class Mount:
             return self._facade.call(lambda: self._with_tree(store, function, *args, **kwargs))
         # The loop is the caller's, in another thread.
         store.check_open()
+        self.check_caller()
+        work = self._with_tree(store, function, *args, **kwargs)
+        future = _ask(work, store)
         try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is store.loop:
-            raise UsageError("a blocking call on the store's own loop would wait for itself: use the asynchronous one")
-        future = asyncio.run_coroutine_threadsafe(self._with_tree(store, function, *args, **kwargs), store.loop)
-        try:
-            return future.result()
+            try:
+                return future.result(HEARD_S)
+            except TimeoutError:
+                _give_up(work, future)
+                return future.result()
         except CancelledError:
-            raise ClosedError("the store was closed while it was asked: open it again") from None
+            raise _unanswered(work) from None
         except BaseException:
             future.cancel()
             raise
+
+    def check_caller(self) -> None:
+        """Refuse a blocking call on the loop of the store.
+
+        Raises:
+            UsageError: It is one.
+        """
+        store = self.source if isinstance(self.source, Store) else self._store
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if store is not None and running is store.loop:
+            raise UsageError("a blocking call on the store's own loop would wait for itself: use the asynchronous one")
 
     async def _with_tree(
         self,
@@ -161,6 +182,29 @@ class Mount:
         self._lock = threading.Lock()
         self._store, self._facade, self._tree = None, None, None
         self._forked = True
+
+
+def _ask(work: Coroutine[Any, Any, T], store: Store) -> Future[T]:
+    try:
+        return asyncio.run_coroutine_threadsafe(work, store.loop)
+    except RuntimeError:
+        work.close()
+        raise ClosedError(f"the loop that {store.path} was opened on has ended: open it again") from None
+
+
+def _give_up(work: Coroutine[Any, Any, Any], future: Future[Any]) -> None:
+    """Cancel what has not even begun."""
+    if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+        future.cancel()
+
+
+def _unanswered(work: Coroutine[Any, Any, Any]) -> ClosedError | UsageError:
+    if inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+        return UsageError(
+            f"the loop of the store was busy for {HEARD_S} s: is it waiting for this call? One that blocks, on a store that was opened "
+            "on a loop, is to be made in another thread (asyncio.to_thread)"
+        )
+    return ClosedError("the store was closed while it was asked: open it again")
 
 
 def _awaitable(

@@ -117,7 +117,10 @@ def test_a_relative_path_is_of_the_directory_it_was_given_in(tmp_path, monkeypat
 def test_an_open_store_is_not_taken_for_one_that_was_closed(tmp_path):
     for _ in range(2):
         with dstorage.blocking.open(tmp_path / "s", pressure=False) as store:
-            DStorageFileSystem(store).touch("a")
+            fs = DStorageFileSystem(store)
+            fs.touch("a")
+            with pytest.raises(TypeError, match="only one given a path can be pickled"):
+                pickle.dumps(fs)
     assert DStorageFileSystem._cache == {}
 
 
@@ -178,7 +181,7 @@ def test_a_reader_gets_one_version_or_an_error(fs):
             file.read(500)
 
 
-def test_transactions_show_all_files_or_none(fs):
+def test_transactions_show_files_at_their_end_or_none(fs):
     fs.pipe("a", b"old")
     with fs.transaction:
         with fs.open("a", "wb") as file:
@@ -367,6 +370,15 @@ async def test_it_may_be_awaited_on_any_loop(tmp_path):
         assert await own._cat_file("a/7") == b"7"
         await own._get_file("a/7", tmp_path / "7")
         assert (tmp_path / "7").read_bytes() == b"7"
+
+
+async def test_a_blocking_call_on_the_stores_loop_is_refused(tmp_path):
+    async with dstorage.open(tmp_path / "s", pressure=False) as store:
+        fs = DStorageFileSystem(store)
+        for call in (fs.ls, fs.cat, fs.find, fs.touch):
+            with pytest.raises(dstorage.UsageError, match="would wait for itself"):
+                call("")
+        assert await asyncio.to_thread(fs.ls, "") == []
 
 
 # -- those who use it -------------------------------------------------------------------------------------------------

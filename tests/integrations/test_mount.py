@@ -69,6 +69,38 @@ async def test_calls_for_a_store_on_a_loop_that_ends_are_told(tmp_path):
             await waiting
 
 
+async def ask(tree):
+    return 7
+
+
+async def test_who_asks_a_loop_that_waits_for_the_answer_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("dstorage.integrations.mount.HEARD_S", 0.2)
+    async with dstorage.open(tmp_path / "s", **OPTIONS) as store:
+        mount = Mount(store, {})
+        with ThreadPoolExecutor() as pool:
+            for asked in (lambda: mount.call(ask), lambda: asyncio.run(mount.run(ask))):
+                with pytest.raises(dstorage.UsageError, match="in another thread"):
+                    pool.submit(asked).result()
+                assert await asyncio.get_running_loop().run_in_executor(pool, asked) == 7
+
+
+def test_who_asks_a_loop_that_has_ended_is_told(tmp_path):
+    code = (
+        "import asyncio, sys, dstorage\n"
+        "from dstorage.integrations.mount import Mount\n"
+        "from dstorage.integrations.tree import Tree\n"
+        "async def opened():\n"
+        "    return await dstorage.open(sys.argv[1], pressure=False)\n"
+        "store = asyncio.run(opened())\n"
+        "try:\n"
+        "    Mount(store, {}).call(Tree.read, 'a')\n"
+        "except dstorage.ClosedError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert "has ended" in done.stdout, done.stderr
+
+
 async def test_cancelling_who_awaits_cancels_the_work(mount):
     begun, ended = threading.Event(), threading.Event()
 
