@@ -60,7 +60,7 @@ class Mover:
             for id in batch:
                 record = self._index.get(id)
                 if record is None:
-                    raise Lost("unknown id (or not written to any controller yet)", id=id)
+                    raise Lost("unknown id", id=id)
                 if record.controller == target.index:
                     continue
                 copy = next((copy for copy in self._index.copies(id) if copy.controller == target.index), None)

@@ -570,7 +570,11 @@ class Store:
                 raise InvalidArgumentError(
                     f"controller {to!r} is volatile: it takes only chunks created with durable=False, not {durable}"
                 )
-        return await self._mover.move(ids, entry)
+        return await self._mover.move((id for id in ids if not self._only_in_memory(id)), entry)
+
+    def _only_in_memory(self, id: int) -> bool:
+        handle = self._handles.get(id)
+        return handle is not None and handle.buffer is not None and self._index.get(id) is None
 
     async def make_copies(self) -> int:
         """Return when all copies that the rules ask for (`TierRule.copy_to`) are made; they are the next commit's.

@@ -150,8 +150,8 @@ class StoreModel(RuleBasedStateMachine):
     @rule(id=chunks, to=st.sampled_from(["fast", "slow"]))
     def migrate(self, id, to):
         async def work():
-            # No room there, or never written yet: it stays where it is.
-            with contextlib.suppress(dstorage.StoreFull, dstorage.Lost, dstorage.MemoryUnavailable):
+            # No room there: it stays where it is.
+            with contextlib.suppress(dstorage.StoreFull, dstorage.MemoryUnavailable):
                 await self.store.migrate([id], to=to)
 
         self.run(work())

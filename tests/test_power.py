@@ -101,10 +101,9 @@ class Life:
             del self.contents[id]
 
     async def migrate(self):
-        written = [id for id in self.some(4) if self.store.record(id) is not None]
         # What does not fit on the fast drive stays where it is.
         with contextlib.suppress(dstorage.StoreFull):
-            await self.store.migrate(written, to=self.random.choice(["slow", "slow", "fast"]))
+            await self.store.migrate(self.some(4), to=self.random.choice(["slow", "slow", "fast"]))
 
     async def copy(self):
         await self.store.make_copies()

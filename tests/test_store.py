@@ -540,6 +540,17 @@ async def test_when_everything_is_full_the_commit_fails_and_nothing_is_lost(tmp_
         assert store.stats().dirty == 0
 
 
+async def test_what_is_only_in_memory_yet_is_not_moved_and_not_counted(tmp_path):
+    async with opening(tmp_path, MemoryController("near", rank=9), MemoryController("far", rank=1)) as store:
+        (written,) = await fill(store, 1)
+        await store.commit()
+        (new,) = await fill(store, 1)
+        assert await store.migrate([new, written], to="far") == 1
+        assert (store.info(new).controller, store.info(written).controller) == (None, "far")
+        with pytest.raises(Lost, match="unknown id"):
+            await store.migrate([999], to="far")
+
+
 async def test_migrate_keeps_ids_while_they_are_read_and_written(tmp_path):
     a, b = MemoryController("a", rank=90), MemoryController("b", rank=10)
     async with opening(tmp_path, a, b, budget=20_000) as store:
