@@ -99,7 +99,7 @@ class FromThread:
 
     async def run(self, work: Callable[[], Coroutine[Any, Any, T]], undo: Callable[[T], object]) -> T:
         """See `Access.run`."""
-        return self._blocking.loop.call(lambda call: call.run(work()), undo)
+        return self._blocking.loop.run(work, undo=undo)
 
     def post(self, function: Callable[[], object]) -> None:
         """See `Access.post`."""

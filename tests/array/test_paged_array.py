@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from memory_controller import MemoryController
 
 import dstorage
 import dstorage.blocking
@@ -200,6 +201,31 @@ def test_an_error_in_an_edit_is_told_though_the_store_was_closed_meanwhile(tmp_p
         fail()
     with pytest.raises(dstorage.ClosedError):
         array.edit(np.s_[0:4]).__enter__()
+
+
+def test_closing_the_store_ends_a_call_that_waits_in_another_thread(tmp_path):
+    controller = MemoryController()
+    store = opened(tmp_path / "store", controllers=[controller])
+    array = PagedArray.create(store, "a", (64, 512), "u1", tile=(1, 512))
+    array[...] = 1
+    store.commit()
+    store.loop.call_sync(controller.set_unavailable, True)
+    errors = []
+
+    def work():
+        try:
+            array.edit(0).__enter__()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while not store.stats().unavailable:
+        thread.join(0.001)
+    # Nor does it warn of handles that the program has never had.
+    store.close()
+    thread.join()
+    assert [type(error) for error in errors] == [dstorage.ClosedError]
 
 
 def test_threads_that_write_to_one_tile_lose_nothing_of_each_other(store):
