@@ -11,9 +11,11 @@ event loop; these are for one writer thread and may run beside reads, which see 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -52,8 +54,22 @@ class _Shared:
         self.env = env
         self.read_only = read_only
         self.users: list[Catalog] = []
-        self.lock = threading.Lock()
-        """Held while another thread looks something up, or the map is moved or closed."""
+        self.looking: set[int] = set()
+        """Threads that are looking something up. Not a lock: with one, threads that look up much spend their time waiting for each other."""
+        self.moving = False
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody looks anything up inside the `with`, in which the map is moved or closed."""
+        with self._lock:
+            self.moving = True
+            try:
+                while self.looking:
+                    time.sleep(0)
+                yield
+            finally:
+                self.moving = False
 
 
 _shared: dict[Path, _Shared] = {}
@@ -207,11 +223,19 @@ class Catalog:
 
     def look_up(self, id: int) -> Record | None:
         """The record of `id` as of the newest commit, for any thread; None also where only `get` can tell."""
+        thread = threading.get_ident()
+        shared = self._shared
         try:
-            with self._shared.lock, self._env.begin() as txn:
+            # In this order: who wants to be alone raises the flag first, and looks who is here after that.
+            shared.looking.add(thread)
+            if shared.moving:
+                return None
+            with self._env.begin() as txn:
                 raw = txn.get(KEY.pack(id), db=self._records)
         except (lmdb.Error, struct.error):  # Closed, damaged, grown by another process; or no id at all.
             return None
+        finally:
+            shared.looking.discard(thread)
         return None if raw is None else unpack_record(raw)
 
     def _damaged(self, error: lmdb.Error) -> CorruptData:
@@ -331,7 +355,7 @@ class Catalog:
         try:
             self._txn = self._env.begin()
         except lmdb.MapResizedError:
-            with self._shared.lock:
+            with self._shared.alone():
                 self._env.set_mapsize(0)
             self._txn = self._env.begin()
         self.has_copies = self._any_copies()
@@ -363,7 +387,7 @@ class Catalog:
         # LMDB moves the map: no transaction of this process may be open meanwhile.
         for user in self._shared.users:
             user._txn.abort()
-        with self._shared.lock:
+        with self._shared.alone():
             self._env.set_mapsize(size)
         for user in self._shared.users:
             user._txn = self._env.begin()
@@ -434,7 +458,7 @@ class Catalog:
         self._shared.users.remove(self)
         if not self._shared.users:
             del _shared[self.path.resolve()]
-            with self._shared.lock:
+            with self._shared.alone():
                 self._env.close()
 
     def __repr__(self) -> str:

@@ -483,6 +483,28 @@ async def test_sparse_segments_can_be_compacted(tmp_path, punch):
     await bench.controller.close()
 
 
+@pytest.mark.parametrize("direct", ["cached"], indirect=True)
+async def test_a_thread_that_reads_a_segment_while_it_is_deleted_reads_to_its_end_and_then_the_file_is_closed(
+    bench, device, monkeypatch
+):
+    wanted = chunks(1, 40, 20_000)
+    places = await bench.put(wanted)
+    first = {id: place for id, place in places.items() if layout.unpack(id, place).segment == 1}
+    closed = []
+    close = device.close
+    monkeypatch.setattr(device, "close", lambda fd: (closed.append(fd), close(fd)))
+    device.held.add("preadv_nowait")
+    readers = [asyncio.create_task(asyncio.to_thread(bench.controller.read_in_thread, 1, places[1])) for _ in range(3)]
+    await eventually(lambda: device.calls["preadv_nowait"] == 3, "the threads read")
+    await bench.controller.discard(list(first.items()))
+    assert device.calls["unlink"] == 1
+    assert not closed
+    device.gate.set()
+    assert await asyncio.gather(*readers) == [wanted[1]] * 3
+    await eventually(lambda: len(closed) == 1, "it is closed, once")
+    assert await asyncio.to_thread(bench.controller.read_in_thread, 1, places[1]) is None
+
+
 async def test_more_files_than_descriptors(tmp_path, monkeypatch):
     monkeypatch.setattr("dstorage_controllers.disk.files.OPEN_FILES", 3)
     bench = Bench(DiskController(segment_bytes=2**14), tmp_path / "own")

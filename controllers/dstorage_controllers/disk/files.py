@@ -114,6 +114,11 @@ class SegmentFiles:
         """Guards descriptors and their counts; never held over I/O."""
         self._uses = 0
         self._open = 0
+        self._visitors: dict[int, Segment] = {}
+        """Threads in `read_cached`, and what they read. Not counted in `Segment.users`, which takes the lock twice: threads that read much
+        would spend their time waiting for each other."""
+        self._left_open: list[tuple[Segment, int]] = []
+        """Descriptors to be closed when no visitor reads the segment any more."""
 
     def path(self, number: int) -> Path:
         """Where the file of a segment is."""
@@ -154,7 +159,7 @@ class SegmentFiles:
             with self._lock:
                 segment.users -= 1
                 left = self._take_gone(segment)
-            self._close_all(left)
+            self._let_go(segment, left)
 
     def _open_direct(self, segment: Segment) -> int:
         if self.direct:
@@ -188,20 +193,18 @@ class SegmentFiles:
 
     def read_cached(self, segment: Segment, buffer: Writable, offset: int) -> int:
         """In any thread: read what is in the page cache; returns how much that was."""
-        with self._lock:
-            fd = segment.fd
-            if segment.gone or fd < 0:
-                return 0
-            segment.users += 1
+        thread = threading.get_ident()
         try:
-            return self.device.preadv(fd, (buffer,), offset, nowait=True)
+            # In this order: who closes takes the descriptor away first, and looks who is here after that.
+            self._visitors[thread] = segment
+            fd = segment.fd
+            return 0 if segment.gone or fd < 0 else self.device.preadv(fd, (buffer,), offset, nowait=True)
         except OSError:
             return 0
         finally:
-            with self._lock:
-                segment.users -= 1
-                left = self._take_gone(segment)
-            self._close_all(left)
+            self._visitors.pop(thread, None)
+            if self._left_open:
+                self._close_left()
 
     def close_surplus(self, segments: Iterable[Segment]) -> None:
         """On the loop: close the descriptors used longest ago when too many are open."""
@@ -215,7 +218,7 @@ class SegmentFiles:
                     continue
                 segment.advised = None
                 left = self._take(segment)
-            self._close_all(left)
+            self._let_go(segment, left)
 
     def close(self, segments: Iterable[Segment]) -> None:
         """Close all descriptors; one that `read_cached` is using is closed when it is through."""
@@ -223,7 +226,7 @@ class SegmentFiles:
             with self._lock:
                 segment.gone = True
                 left = self._take_gone(segment)
-            self._close_all(left)
+            self._let_go(segment, left)
 
     def doom(self, segment: Segment) -> None:
         """On the loop: let nobody open a segment again that was taken out of the log."""
@@ -234,16 +237,16 @@ class SegmentFiles:
         """Blocking: delete the file of a doomed segment; who still reads it keeps its descriptor."""
         with self._lock:
             left = self._take_gone(segment)
-        self._close_all(left)
+        self._let_go(segment, left)
         self.device.unlink(self.path(segment.number))
 
     def retire(self, segment: Segment) -> bool:
         """Blocking: keep the file of a doomed segment for `recycle`; False while somebody still reads it."""
         with self._lock:
-            if segment.users:
+            if segment.users or segment in self._visitors.copy().values():
                 return False
             left = self._take_gone(segment)
-        self._close_all(left)
+        self._let_go(segment, left)
         return True
 
     def _take_gone(self, segment: Segment) -> list[int]:
@@ -256,8 +259,19 @@ class SegmentFiles:
         self._open -= len(left)
         return left
 
-    def _close_all(self, fds: Iterable[int]) -> None:
-        for fd in fds:
+    def _let_go(self, segment: Segment, fds: Sequence[int]) -> None:
+        """Close descriptors that were taken from a segment, once nobody reads from them."""
+        if fds:
+            with self._lock:
+                self._left_open += [(segment, fd) for fd in fds]
+            self._close_left()
+
+    def _close_left(self) -> None:
+        with self._lock:
+            read = set(self._visitors.copy().values())
+            ready = [fd for segment, fd in self._left_open if segment not in read]
+            self._left_open = [left for left in self._left_open if left[0] in read]
+        for fd in ready:
             self.device.close(fd)
 
 

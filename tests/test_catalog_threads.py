@@ -1,0 +1,97 @@
+"""Looking records up in any thread while the catalog changes, grows and is closed."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+from dstorage.catalog import Catalog, Changes
+from dstorage.record import Locator, Record
+
+
+def test_records_are_looked_up_while_the_map_moves_and_until_it_is_closed(tmp_path):
+    catalog = Catalog(tmp_path / "catalog")
+    ids = range(1, 201)
+    records = {id: Record(id, 0, Locator(id, id, id)) for id in ids}
+    catalog.apply(Changes(records=records))
+    catalog.refresh()
+    stop = threading.Event()
+    found, wrong = [], []
+
+    def look():
+        count = 0
+        while not stop.is_set():
+            for id in ids:
+                record = catalog.look_up(id)
+                count += record is not None
+                if record is not None and record != records[id]:
+                    wrong.append(record)
+        found.append(count)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=look) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(12):
+            catalog.grow()
+        catalog.close()
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
+    assert len(found) == 4
+    assert all(found)
+    assert catalog.look_up(1) is None, "it is closed"
+
+
+class SlowEnvironment:
+    """Holds up a thread in the midst of looking something up, and notes what is done meanwhile."""
+
+    def __init__(self, env):
+        self.env = env
+        self.inside, self.go_on = threading.Event(), threading.Event()
+        self.done = []
+
+    def begin(self, *args, **options):
+        if threading.current_thread().name == "looking":
+            self.inside.set()
+            assert self.go_on.wait(30)
+            self.done.append("looked up")
+        return self.env.begin(*args, **options)
+
+    def set_mapsize(self, size):
+        self.done.append("moved")
+        self.env.set_mapsize(size)
+
+    def __getattr__(self, name):
+        return getattr(self.env, name)
+
+
+def test_the_map_does_not_move_under_who_looks_something_up_and_who_comes_then_asks_the_loop(tmp_path):
+    catalog = Catalog(tmp_path / "catalog")
+    record = Record(1, 0, Locator(1, 1, 1))
+    catalog.apply(Changes(records={1: record}))
+    catalog.refresh()
+    slow = SlowEnvironment(catalog._env)
+    catalog._env = slow
+    answers = []
+    looking = threading.Thread(target=lambda: answers.append(catalog.look_up(1)), name="looking")
+    looking.start()
+    assert slow.inside.wait(30)
+    moving = threading.Thread(target=catalog.grow)
+    moving.start()
+    while not catalog._shared.moving:
+        pass
+    assert catalog.look_up(1) is None
+    slow.go_on.set()
+    looking.join(30)
+    moving.join(30)
+    assert slow.done == ["looked up", "moved"]
+    assert answers == [record]
+    assert catalog.look_up(1) == record
+    catalog._env = slow.env
+    catalog.close()
