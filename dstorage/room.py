@@ -124,7 +124,7 @@ class Room:
             self._look_again = began + 10 * (time.perf_counter() - began)
         short = "" if memory.limit >= memory.budget else f" (budget {memory.budget}; the machine is short of memory)"
         obstacle = self._writeback.obstacle
-        way_out = "Release handles, pass wait=seconds, or raise the budget"
+        way_out = "Release handles and views, pass wait=seconds, or raise the budget"
         if obstacle is not None:
             way_out = f"What is dirty cannot leave: {obstacle}"
         return MemoryUnavailable(
@@ -135,4 +135,8 @@ class Room:
     def _find_holders(self) -> str:
         held = [handle for handle in self._table.handles.values() if handle.refs and handle.buffer is not None]
         most = ", ".join(f"{h.id} ({h.size} B, {h.refs} refs)" for h in heapq.nlargest(5, held, key=lambda h: h.size))
-        return f"{len(held)} chunks are referenced{f', the largest: {most}' if most else ''}"
+        strays = ", ".join(f"{id} ({size} B)" for id, size in self._memory.largest_strays(5))
+        return (
+            f"{len(held)} chunks are referenced{f', the largest: {most}' if most else ''}"
+            f"{f'; the largest stray views are on {strays}' if strays else ''}"
+        )

@@ -11,6 +11,7 @@ order, `parked`, `laundry`, `ready`; see `dstorage.paging.page`.
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
@@ -76,7 +77,8 @@ class Memory:
         self._ready_bytes = 0
         """Of both."""
         self._parked = 0
-        self._strays: list[tuple[object, int]] = []
+        self._strays: list[tuple[object, int, int]] = []
+        """Contents, their size, and of which chunk they were."""
         self._waiting: deque[RoomRequest] = deque()
         self._policy = policy
         self._max_cached = max_cached
@@ -173,7 +175,7 @@ class Memory:
             self._restore(page)
         if resized:
             self._policy.remove(page)
-        self._let_go(swap(page, buffer), size)
+        self._let_go(swap(page, buffer), size, page.id)
         page.size = len(buffer)
         if resized:
             self._policy.insert(page)
@@ -232,7 +234,7 @@ class Memory:
     def forget(self, page: Page) -> None:
         """Free the contents of a page that was deleted or lost (not an eviction)."""
         self._remove(page)
-        self._let_go(swap(page, None), page.size)
+        self._let_go(swap(page, None), page.size, page.id)
         self.poke()
 
     def hand_over(self, page: Page) -> bytes | bytearray:
@@ -242,7 +244,7 @@ class Memory:
         assert owner is not None
         page.buffer = None
         if page.size > SHARED_BYTES and holders(owner) > ALONE:
-            self._strays.append((owner, page.size))
+            self._strays.append((owner, page.size, page.id))
             self.stray_bytes += page.size
             owner = bytearray(owner)
         else:
@@ -300,7 +302,7 @@ class Memory:
         strays = self._strays
         kept = []
         for entry in strays:
-            owner, size = entry
+            owner, size, _ = entry
             # The entry itself knows it too.
             if holders(owner) > ALONE + 1:
                 kept.append(entry)
@@ -310,6 +312,10 @@ class Memory:
         freed = len(kept) < len(strays)
         self._strays = kept
         return freed
+
+    def largest_strays(self, count: int) -> list[tuple[int, int]]:
+        """(chunk, size) of the largest stray buffers."""
+        return [(id, size) for _, size, id in heapq.nlargest(count, self._strays, key=lambda stray: stray[1])]
 
     def share_out(self, make: Callable[[int], Policy], resident: Iterable[Page]) -> Shares:
         """From now on give namespaces shares of the memory.
@@ -413,16 +419,16 @@ class Memory:
         page.place = ABSENT
         self.evictions += 1
         self._policy.evicted(page)
-        self._let_go(swap(page, None), page.size)
+        self._let_go(swap(page, None), page.size, page.id)
         self._on_evicted(page, reason)
 
-    def _let_go(self, owner: object, size: int) -> None:
+    def _let_go(self, owner: object, size: int, id: int) -> None:
         """Account for contents that no page holds any more: freed, or stray while somebody looks at them.
 
         Callers pass `owner` as an expression, not from a variable, so that nobody but this frame knows it.
         """
         if size > SHARED_BYTES and holders(owner) > ALONE:
-            self._strays.append((owner, size))
+            self._strays.append((owner, size, id))
             self.stray_bytes += size
         else:
             self.used -= size

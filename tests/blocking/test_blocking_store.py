@@ -254,6 +254,18 @@ def test_memory_held_by_views_is_named_as_unavailable(store):
     assert store.create(b"y" * 200 * KIB).size == 200 * KIB
 
 
+def test_views_that_hold_all_memory_are_named(store):
+    handles = [store.create(b"x" * 300 * KIB, wait=30) for _ in range(3)]
+    views = [handle.get() for handle in handles]
+    with pytest.raises(
+        MemoryUnavailable, match=rf"largest stray views are on .*{handles[1].id} \(307200 B\).*Release"
+    ) as told:
+        store.create(b"y" * 400 * KIB)
+    assert all(f"{handle.id} (307200 B)" in str(told.value) for handle in handles)
+    views.clear()
+    assert store.create(b"y" * 400 * KIB).size == 400 * KIB
+
+
 # -- many at once ---------------------------------------------------------------------------------------------------------
 
 
