@@ -6,6 +6,7 @@ that what a crash leaves of half-written values is found and deleted at the next
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Callable, Iterable, Sequence
 
@@ -101,6 +102,7 @@ class Chunks:
                 id = await self.write(view[start : start + step])
                 self._store.set_name(self._names.of_pending(id), id)
                 ids.append(id)
+                await asyncio.sleep(0)  # A part is as much as the others on the loop should have to wait for.
         except BaseException:
             self.discard(ids)
             raise
@@ -202,6 +204,7 @@ class Chunks:
                 view.release()
             finally:
                 handle.release()
+            await asyncio.sleep(0)
         if joined.tell() != entry.size:
             raise CorruptData(
                 f"the parts of the value of {entry.key!r} do not add up to {entry.size} bytes", id=entry.id

@@ -63,7 +63,7 @@ class Kind(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Serializer:
-    """How values are kept for which the cache has no kind of its own.
+    """How values are kept for which the cache has no kind of its own. Works in the threads and on the loops that call the cache.
 
     Attributes:
         name: Kept with each value; who reads it must have named the same one. 1 to 64 characters.

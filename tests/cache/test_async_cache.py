@@ -481,6 +481,25 @@ async def test_another_thread_is_told_to_use_the_other_face(cache):
     assert len(cache) == 1
 
 
+async def test_a_large_value_lets_others_have_the_loop(disk_cache):
+    turns = 0
+
+    async def other():
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    value = bytes(20 * 2**20)
+    watch = asyncio.create_task(other())
+    await disk_cache.set("a", value)
+    assert turns >= 4
+    turns = 0
+    assert await disk_cache.get("a") == value
+    assert turns >= 4
+    watch.cancel()
+
+
 async def test_a_copy_of_what_was_joined_is_not_copied_again(disk_cache):
     size = 16 * 2**20
     value = os.urandom(size)
