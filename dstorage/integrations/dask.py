@@ -58,7 +58,8 @@ class SpillBuffer(DistributedSpillBuffer):
             raise InvalidArgumentError(
                 f"budget={budget} of target={target}: give less than the target, and more than 0"
             )
-        self._spilled = slow = _Slow(SpillMapping(worker_local_directory, budget=part), max_spill, rewrite)
+        mapping: SpillMapping[Any] = SpillMapping(worker_local_directory, budget=part)
+        self._spilled = slow = _Slow(mapping, max_spill, rewrite, whole - part)
         # As distributed's own does it: a value still in use somewhere is not read a second time.
         cached: Any = zict.Cache(slow, zict.WeakValueMapping())
         zict.Buffer.__init__(self, fast={}, slow=cached, n=whole - part, weight=_in_memory_weight)
@@ -90,7 +91,7 @@ class _Slow(Slow):
 
     d: SpillMapping[Any]  # type: ignore[assignment]  # it takes more than bytes, and gives bytearrays
 
-    def __init__(self, mapping: SpillMapping[Any], max_weight: int | bool, rewrite: bool) -> None:
+    def __init__(self, mapping: SpillMapping[Any], max_weight: int | bool, rewrite: bool, most: int) -> None:
         compression = get_compression_settings("distributed.worker.memory.spill-compression")
         dump: Any = partial(serialize_bytelist, compression=compression, on_error="raise")
         zict.Func.__init__(self, dump, deserialize_bytes, mapping)
@@ -98,13 +99,15 @@ class _Slow(Slow):
         self.weight_by_key = {}
         self.total_weight = SpilledSize(0, 0)
         self._rewrite = rewrite
+        self._most = most
         self._kept: dict[Any, SpilledSize] = {}
 
     def __getitem__(self, key: Any) -> object:
         if key not in self.weight_by_key:
             raise KeyError(key)
         with context_meter.meter("disk-read", "seconds"):
-            pickled: Any = self.d.lend(key)
+            # What the buffer will not take to memory, for it has more than `most` bytes there, stays here.
+            pickled: Any = self.d.lend(key) if self.weight_by_key[key].memory <= self._most else self.d[key]
         context_meter.digest_metric("disk-read", 1, "count")
         context_meter.digest_metric("disk-read", len(pickled), "bytes")
         return self.load(pickled)

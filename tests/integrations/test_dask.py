@@ -125,6 +125,14 @@ def test_it_is_the_mapping_a_dict_is(tmp_path):
     run_state_machine_as_test(Machine, settings=settings(max_examples=20, stateful_step_count=30, deadline=None))
 
 
+@pytest.mark.parametrize(
+    "check", ["mapping", "same_key_threadsafe", "different_keys_threadsafe", "bad_value_types", "closing"]
+)
+def test_it_passes_zicts_own_tests(mapping, check):
+    own = pytest.importorskip("zict.tests.utils_test")
+    getattr(own, f"check_{check}")(mapping)
+
+
 def test_what_is_deleted_frees_its_place(mapping):
     for number in range(40):
         mapping[number] = os.urandom(PIECE)
@@ -378,6 +386,28 @@ def test_one_larger_than_the_target_goes_straight_to_the_disk(buffer):
     buffer["a"] = np.arange(3 * 2**20, dtype="u8")
     assert list(buffer.memory) == []
     assert int(buffer["a"][-1]) == 3 * 2**20 - 1
+
+
+class Sparse:
+    """Large in memory, small on the disk."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def __sizeof__(self):
+        return 7 * 2**20
+
+
+@pytest.mark.parametrize("size", [1000, 2**19])
+def test_what_is_too_large_to_come_to_memory_takes_none_beside_the_budget(buffer, size):
+    for number in range(20):
+        buffer[number] = Sparse(bytes([number]) * size)
+        assert buffer[number].data == bytes([number]) * size
+    mapping = buffer.slow.data.d
+    assert list(buffer.memory) == []
+    held = sum(len(place.held) for place in mapping._places.values() if place.held is not None)
+    assert held == mapping._gathered_bytes
+    assert all(buffer[number].data == bytes([number]) * size for number in range(20))
 
 
 def test_what_cannot_be_serialized_stays_in_memory(buffer, caplog):
