@@ -278,10 +278,16 @@ class AsyncPagedArray(Face[AsyncIterator[Block], Coroutine[Any, Any, Any]]):
 
         One whole tile (or a band that is one) is published without being copied. `part` is read-only from then on; do not write
         to other views of it that were kept.
+
+        Raises:
+            ReadOnlyError, ClosedError: The store takes no changes.
+            MemoryUnavailable: No room.
+            TemporarilyUnavailable, Lost, Deleted: As for `read`.
         """
         selection = Selection(key, self._layout)
         piece = selection.single()
         if piece is None or not selection.whole(piece):
+            self._access.store.check_changeable()
             raw = (np.zeros if discard else np.empty)(selection.raw_shape, self.dtype)
             if not discard:
                 await self._read_into(raw, selection)

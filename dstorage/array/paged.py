@@ -169,6 +169,11 @@ class PagedArray(Face[Iterator[Block], Any]):
 
         One whole tile (or a band that is one) is published without being copied. `part` is read-only from then on; do not write
         to other views of it that were kept.
+
+        Raises:
+            ReadOnlyError, ClosedError: The store takes no changes.
+            MemoryUnavailable: No room.
+            TemporarilyUnavailable, Lost, Deleted: As for `read`.
         """
         editing = self._array.edit(key, discard=discard, once=once)
         part = complete(editing.__aenter__())

@@ -145,6 +145,10 @@ def test_a_crash_leaves_the_last_commit(tmp_path):
             assert seen.sum() == 32 * 64
             with pytest.raises(dstorage.ReadOnlyError):
                 seen[0] = 1
+            for key in (np.s_[0:8], np.s_[0:9]):
+                # Before the program has worked in vain.
+                with pytest.raises(dstorage.ReadOnlyError):
+                    seen.edit(key).__enter__()
         assert array.sum() == 2 * 64 * 64
 
 
