@@ -19,7 +19,7 @@ from dstorage.cache.core import Core
 from dstorage.cache.keys import Key
 from dstorage.cache.records import Entry
 from dstorage.cache.values import Encoded
-from dstorage.errors import ClosedError, DStorageError
+from dstorage.errors import DStorageError
 
 T = TypeVar("T")
 
@@ -41,8 +41,10 @@ class WriteBehind:
         self._core = core
         self._loop = loop
         self._lock = threading.Lock()
-        """Held while an entry comes or goes; who looks needs none."""
+        """Held while an entry comes or goes, with `_asked`; who looks needs none."""
         self._waiting: dict[Key, tuple[Entry, Encoded]] = {}
+        self._asked = False
+        """The loop was asked to take over, and has not begun: it will find what comes now."""
         self._held_up = False
         """Something needs room that has to be waited for: until then what is asked for has to wait, too."""
         self._settled: list[Callable[[], object]] = []
@@ -55,17 +57,12 @@ class WriteBehind:
         if encoded.size > SMALL_BYTES or len(self._waiting) >= MOST or not self._core.chunks.ample(MOST * SMALL_BYTES):
             return False
         self._loop.check_caller()
-        try:
-            with self._lock:
-                first = not self._waiting
-                self._waiting[entry.key] = entry, encoded
-            if first:
+        with self._lock:
+            if not self._asked:
+                # Before anybody sees the value, and asks the loop for something that is to find it.
                 self._loop.begin(self._take_over)
-        except BaseException:
-            # An interrupt, perhaps before the loop was told.
-            with contextlib.suppress(ClosedError):
-                self._loop.begin(self._take_over)
-            raise
+                self._asked = True
+            self._waiting[entry.key] = entry, encoded
         return True
 
     def get(self, key: Key) -> tuple[Entry, bytes | bytearray] | None:
@@ -125,7 +122,11 @@ class WriteBehind:
     def _take_over(self, _: object) -> None:
         if self._held_up:
             return
-        for entry, encoded in self._waiting.copy().values():
+        with self._lock:
+            # What comes from now on asks again, for it has to be taken over before whatever its thread asks for next.
+            self._asked = False
+            waiting = list(self._waiting.values())
+        for entry, encoded in waiting:
             try:
                 done = self._core.keep_now(entry, encoded)
             except Exception as error:
@@ -136,8 +137,6 @@ class WriteBehind:
                     self._loop.spawn(self._wait_for_room(entry, encoded))
                     return
             self._gone(entry)
-        if self._waiting:
-            self._loop.begin(self._take_over)
 
     async def _wait_for_room(self, entry: Entry, encoded: Encoded) -> None:
         try:

@@ -227,9 +227,64 @@ def test_an_interrupt_in_the_midst_leaves_nothing_behind_for_ever(cache, monkeyp
     monkeypatch.setattr(cache.store.loop, "begin", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cache.set("a", b"1")
+    assert list(cache) == []
     cache.set("b", b"2")
-    assert list(cache) == ["a", "b"]
-    assert cache.stats().entries == 2
+    assert list(cache) == ["b"]
+    assert cache.stats().entries == 1
+
+
+def test_what_a_thread_asks_for_after_a_value_that_came_in_the_midst_finds_it(cache, monkeypatch):
+    keep_now = cache.inner.core.keep_now
+    told = threading.Event()
+    results = []
+
+    def other():
+        cache.set("replaced", b"small")
+        cache.set("deleted", b"small")
+        told.set()
+        cache.set("replaced", bytes(SMALL_BYTES + 1))
+        results.append(cache.delete("deleted"))
+
+    thread = threading.Thread(target=other)
+
+    def and_meanwhile(entry, encoded):
+        done = keep_now(entry, encoded)
+        if entry.key == "first":
+            thread.start()
+            assert told.wait(30)
+            # Until it has asked for more.
+            while len(cache.store.loop._queue) < 2:
+                pass
+        return done
+
+    monkeypatch.setattr(cache.inner.core, "keep_now", and_meanwhile)
+    cache.set("first", b"1")
+    assert cache.delete("other") is False
+    thread.join(30)
+    assert results == [True]
+    assert {key: len(cache[key]) for key in cache} == {"first": 1, "replaced": SMALL_BYTES + 1}
+
+
+def test_who_sees_the_value_of_another_thread_can_delete_it(cache, monkeypatch):
+    begin = cache.store.loop.begin
+
+    def slowly(function):
+        """The thread that sets is held up before it has asked the loop."""
+        asking.set()
+        assert go_on.wait(30)
+        begin(function)
+
+    asking, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(cache.store.loop, "begin", slowly)
+    setter = threading.Thread(target=cache.set, args=("key", b"1"))
+    setter.start()
+    assert asking.wait(30)
+    seen = "key" in cache
+    deleted = cache.delete("key")
+    go_on.set()
+    setter.join(30)
+    assert seen is deleted is False
+    assert cache["key"] == b"1"
 
 
 def test_threads_see_what_they_set_whatever_others_do(cache):
