@@ -32,8 +32,8 @@ Key = TypeVar("Key", bound=Hashable)
 
 GATHERED_IN_BUDGET = 8
 """This share of the budget holds small values until a trip to the store's loop is worth its price."""
-WHOLE_IN_BUDGET = 2
-"""A value of up to this share of the budget is one chunk, which can be lent."""
+WHOLE_SHARE = 5 / 8
+"""Of the budget: a value of up to so much is one chunk, which is read in the calling thread, or lent. It may be dirty as a whole (`DIRTY_SHARE`)."""
 PIECES_IN_BUDGET = 8
 """A larger one is cut into pieces of this share, and joined when it is read."""
 JOINED_IN_BUDGET = 4
@@ -73,7 +73,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
         super().__init__()
         whole = parse_bytes(budget)
         self._gather_bytes = whole // GATHERED_IN_BUDGET
-        self._whole_bytes = whole // WHOLE_IN_BUDGET
+        self._whole_bytes = int(whole * WHOLE_SHARE)
         self._piece_bytes = max(1, whole // PIECES_IN_BUDGET)
         self._places: dict[Key, _Place] = {}
         self._gathered: dict[Key, _Place] = {}
