@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import struct
 import threading
 import time
@@ -78,16 +79,24 @@ _shared: dict[Path, _Shared] = {}
 def _share(path: Path, *, data_bytes: int, read_only: bool) -> _Shared:
     shared = _shared.get(path.resolve())
     if shared is None:
-        env = lmdb.open(
-            str(path),
-            map_size=max(FIRST_MAP_BYTES, 2 * data_bytes),
-            max_dbs=16,
-            readonly=read_only,
-            create=not read_only,
-            max_readers=512,
-            readahead=data_bytes <= KEPT_BYTES,
-            mode=0o600,
-        )
+        try:
+            env = lmdb.open(
+                str(path),
+                map_size=max(FIRST_MAP_BYTES, 2 * data_bytes),
+                max_dbs=16,
+                readonly=read_only,
+                create=not read_only,
+                max_readers=512,
+                readahead=data_bytes <= KEPT_BYTES,
+                mode=0o600,
+            )
+        except lmdb.Error as error:
+            if "already open" not in str(error):
+                raise
+            raise UsageError(
+                f"the catalog {path} is open in this process, or a thread of its parent was reading it while it was forked: "
+                "fork again, or start processes by spawn or forkserver"
+            ) from error
         shared = _shared[path.resolve()] = _Shared(env, read_only)
     elif shared.read_only and not read_only:
         raise UsageError(f"{path.parent} is open here with read_only=True: close that first, then open it for writing")
@@ -463,3 +472,17 @@ class Catalog:
 
     def __repr__(self) -> str:
         return f"<Catalog {str(self.path)!r}, {self.count()} records>"
+
+
+def _after_fork() -> None:
+    """An environment is its process's own: a child that went on with its parent's would read in the parent's name, and a page that it
+    read when it ended would not be used again for as long as the parent lives. LMDB opens another one when nobody has the first.
+    """
+    for shared in _shared.values():
+        for catalog in shared.users:
+            del catalog._env, catalog._txn, catalog._shared
+    _shared.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -103,6 +103,54 @@ print(bytes(handle.get()), store.create(b"more").id)
     assert contents(tmp_path / "store") == {1: b"bytes", 2: b"more"}
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_forked_child_may_read_the_same_store_and_leaves_nothing_behind_in_it(tmp_path):
+    done = program(
+        """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+store = dstorage.blocking.open(sys.argv[1], commit_interval=None)
+handle = store.create(b"bytes")
+store.commit()
+child = os.fork()
+if not child:
+    print(bytes(dstorage.blocking.open(sys.argv[1], read_only=True).get(handle.id)), flush=True)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+for _ in range(100):
+    handle.replace(b"other")
+    store.commit()
+print(os.path.getsize(os.path.join(sys.argv[1], "catalog", "data.mdb")) < 2**17)
+""",
+        tmp_path / "store",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["b'bytes'", "True"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+def test_a_forked_child_is_told_when_it_cannot_read_the_same_store(tmp_path):
+    done = program(
+        """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+store = dstorage.blocking.open(sys.argv[1])
+reading = store.inner._catalog._env.begin()  # As a thread that looks something up.
+child = os.fork()
+if not child:
+    try:
+        dstorage.blocking.open(sys.argv[1], read_only=True)
+    except dstorage.UsageError as error:
+        print(error, flush=True)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+""",
+        tmp_path / "store",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "fork again, or start processes by spawn" in done.stdout
+
+
 INTERRUPTED = """
 controller = MemoryController()
 store = dstorage.blocking.open(sys.argv[1], commit_interval=None, controllers=[controller], budget=10_000)
