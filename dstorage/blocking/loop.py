@@ -244,7 +244,13 @@ class LoopThread:
 
     def begin(self, begin: Callable[[Call[Any]], object]) -> None:
         """Have `begin` called on the loop in its turn among the calls, without waiting for it."""
-        self._send(Call(begin))
+        try:
+            self._send(Call(begin))
+        except BaseException:
+            # The interrupt may have come between the raising of the flag and the waking.
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._empty_queue)
+            raise
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> None:
         """Run a coroutine (on the loop); the end of the store cancels it."""

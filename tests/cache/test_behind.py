@@ -233,6 +233,33 @@ def test_an_interrupt_in_the_midst_leaves_nothing_behind_for_ever(cache, monkeyp
     assert cache.stats().entries == 1
 
 
+def test_an_interrupt_while_the_loop_is_woken_leaves_it_awake(cache, monkeypatch):
+    class Interrupting:
+        """The loop, but for one waking."""
+
+        def __init__(self, inner):
+            self._inner = inner
+            self.strikes = [KeyboardInterrupt()]
+
+        def call_soon_threadsafe(self, *call):
+            if self.strikes:
+                raise self.strikes.pop()
+            return self._inner.call_soon_threadsafe(*call)
+
+    assert len(cache) == 0
+    monkeypatch.setattr(cache.store.loop, "loop", Interrupting(cache.store.loop.loop))
+    with pytest.raises(KeyboardInterrupt):
+        cache.set("a", b"1")
+    thread = threading.Thread(target=cache.set, args=("b", b"2"))
+    thread.start()
+    thread.join(30)
+    sizes = []
+    thread = threading.Thread(target=lambda: sizes.append(len(cache)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert sizes == [1]
+
+
 def test_what_a_thread_asks_for_after_a_value_that_came_in_the_midst_finds_it(cache, monkeypatch):
     keep_now = cache.inner.core.keep_now
     told = threading.Event()
