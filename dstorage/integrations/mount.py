@@ -37,21 +37,24 @@ class Mount:
         source: The store.
         options: Arguments for `dstorage.open`, if `source` is a path.
         overlap: See `Tree.open`.
+        join: With ``read_only=True`` among the options: look at the store that others in this process write, if they have opened it.
 
     Attributes:
         path: Directory of the store, absolute and without symbolic links: however it was named, it is open once.
     """
 
-    def __init__(self, source: Source, options: dict[str, Any], *, overlap: bool = False) -> None:
+    def __init__(self, source: Source, options: dict[str, Any], *, overlap: bool = False, join: bool = False) -> None:
         self.path = (source.path if isinstance(source, Store | blocking.Store) else Path(source)).resolve()
         if options and isinstance(source, Store | blocking.Store):
             raise InvalidArgumentError(f"{', '.join(options)}: for stores given by path; {self.path} is open already")
         self.source = source
         self.options = options
         self._overlap = overlap
+        self._join = join
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._facade: blocking.Store | None = None
+        self._shared: _Shared | None = None
         self._tree: Tree | None = None
         self._forked = False
         _mounts.add(self)
@@ -74,18 +77,20 @@ class Mount:
                             f"{self.path} was opened by the parent process: a forked child must open its own"
                         )
                     self._store = self.source
+                elif isinstance(self.source, blocking.Store):
+                    self._facade, self._store = self.source, self.source.inner
                 else:
-                    given = self.source if isinstance(self.source, blocking.Store) else None
-                    self._facade = given or _acquire(self.path, self.options)
-                    self._store = self._facade.inner
+                    self._shared = _acquire(self.path, self.options, self._join)
+                    self._facade, self._store = self._shared.store, self._shared.store.inner
             return self._store
 
     def close(self) -> None:
         """Give the store back (blocks); the last one who does closes it, if it was opened by path. Idempotent."""
         with self._lock:
-            store, self._store, self._facade, self._tree = self._store, None, None, None
-            if store is not None and not isinstance(self.source, Store | blocking.Store):
-                _release(self.path)
+            shared, self._shared = self._shared, None
+            self._store, self._facade, self._tree = None, None, None
+            if shared is not None:
+                _release(shared)
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -180,7 +185,7 @@ class Mount:
     def forked(self) -> None:
         """In a forked child: the store stayed with the parent."""
         self._lock = threading.Lock()
-        self._store, self._facade, self._tree = None, None, None
+        self._store, self._facade, self._shared, self._tree = None, None, None, None
         self._forked = True
 
 
@@ -219,38 +224,45 @@ def _awaitable(
 class _Shared:
     """A store open for all who name its path."""
 
-    def __init__(self, path: Path, options: dict[str, Any]) -> None:
+    def __init__(self, key: tuple[Path, bool], options: dict[str, Any]) -> None:
+        self.key = key
         self.options = options
         self.users = 0
-        self.store = blocking.open(path, **options)
+        self.store = blocking.open(key[0], **options)
 
 
-_shared: dict[Path, _Shared] = {}
+_shared: dict[tuple[Path, bool], _Shared] = {}
+"""By path, and whether they are read-only."""
 _mounts: weakref.WeakSet[Mount] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
-def _acquire(path: Path, options: dict[str, Any]) -> blocking.Store:
+def _acquire(path: Path, options: dict[str, Any], join: bool) -> _Shared:
+    looks = bool(options.get("read_only"))
     with _lock:
-        shared = _shared.get(path)
+        key = (path, looks and not (join and (path, False) in _shared))
+        shared = _shared.get(key)
         if shared is None:
-            shared = _shared[path] = _Shared(path, options)
-        elif options and options != shared.options:
+            shared = _shared[key] = _Shared(key, options)
+        elif _said(options) and _said(options) != _said(shared.options):
             raise InvalidArgumentError(
-                f"the store {path} is open in this process with {shared.options or 'no options'}: give the same, or none"
+                f"the store {path} is open in this process with {_said(shared.options) or 'no options'}: give the same, or none"
             )
         shared.users += 1
-        return shared.store
+        return shared
 
 
-def _release(path: Path) -> None:
+def _said(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "read_only"}
+
+
+def _release(shared: _Shared) -> None:
     with _lock:
-        shared = _shared.get(path)
-        if shared is not None:
-            shared.users -= 1
-            if not shared.users:
-                del _shared[path]
-                shared.store.close()
+        shared.users -= 1
+        # Else a forked child's, which are the parent's.
+        if not shared.users and _shared.get(shared.key) is shared:
+            del _shared[shared.key]
+            shared.store.close()
 
 
 def _forked() -> None:

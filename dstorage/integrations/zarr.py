@@ -19,6 +19,7 @@ import numpy as np
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
+from dstorage import blocking
 from dstorage.errors import InvalidArgumentError
 from dstorage.integrations.mount import Mount, Source
 from dstorage.integrations.tree import Entry, Tree, split
@@ -35,14 +36,15 @@ class ZarrStore(Store):
     cannot be had raises, it is never taken for the fill value. A component of a key has at most 497 bytes of UTF-8; a key may have
     any number of them.
 
-    From any thread and loop. It can be pickled if it was given a path, for use in the same process or after the store was closed in
-    this one: one process at a time writes a store.
+    From any thread and loop. It can be pickled if it was given a path; one process at a time writes a store, so others get `StoreLocked`
+    unless it is read-only.
 
     Args:
         store: Directory of a store, which is opened at the first use and closed with the last `close` in this process; or a
             `dstorage.Store` or `dstorage.blocking.Store`, which stays open.
         path: Directory of the tree where the keys begin; "" is the root.
-        read_only: Refuse changes by way of this object.
+        read_only: Refuse changes by way of this object. With a directory: look only, at what is set in this process, or else at what was
+            committed last, beside the process that writes.
         options: With a directory: arguments for `dstorage.open`, such as ``budget="2G"``.
 
     Raises:
@@ -56,11 +58,15 @@ class ZarrStore(Store):
     def __init__(self, store: Source, *, path: str = "", read_only: bool = False, **options: Any) -> None:
         super().__init__(read_only=read_only)
         self.path = "/".join(split(path.strip("/")))
-        self._mount = Mount(store, options, overlap=True)
+        if read_only and not isinstance(store, DStore | blocking.Store):
+            options["read_only"] = True
+        self._mount = Mount(store, options, overlap=True, join=True)
         self._derived = False
 
     def with_read_only(self, read_only: bool = False) -> Self:
-        """The same place, read-only or not: open as long as this is, and closed with it."""
+        """The same place, read-only or not: open as long as this is, and closed with it, if this one's directory is not open only to look."""
+        if "read_only" in self._mount.options and not read_only:
+            return type(self)(self._mount.source, path=self.path, **self._options())
         # zarr makes such ones by itself, to read, and closes none.
         other = type(self).__new__(type(self))
         Store.__init__(other, read_only=read_only)
@@ -269,7 +275,10 @@ class ZarrStore(Store):
     def __reduce__(self) -> tuple[Any, ...]:
         if not isinstance(self._mount.source, str | os.PathLike):
             raise TypeError(f"{self!r} was given an open store: only one given a path can be pickled")
-        return _make, (str(self._mount.path), self.path, self.read_only, self._mount.options)
+        return _make, (str(self._mount.path), self.path, self.read_only, self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {name: value for name, value in self._mount.options.items() if name != "read_only"}
 
     def __str__(self) -> str:
         return f"dstorage://{self._mount.path.as_posix()}" + (f"::{self.path}" if self.path else "")

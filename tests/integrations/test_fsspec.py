@@ -381,6 +381,15 @@ async def test_a_blocking_call_on_the_stores_loop_is_refused(tmp_path):
         assert await asyncio.to_thread(fs.ls, "") == []
 
 
+def test_one_that_only_looks_sees_what_was_committed(fs, tmp_path):
+    reader = DStorageFileSystem(tmp_path / "s", read_only=True)
+    fs.pipe("a", b"1")
+    fs.commit()
+    assert reader.cat("a") == b"1"
+    with pytest.raises(dstorage.ReadOnlyError):
+        reader.pipe("a", b"2")
+
+
 # -- those who use it -------------------------------------------------------------------------------------------------
 
 

@@ -194,6 +194,47 @@ def test_what_zarr_opened_for_reading_is_closed_with_the_store(tmp_path):
         pass
 
 
+READER = """
+import pickle, sys
+from dstorage.integrations.zarr import ZarrStore
+for store in (pickle.loads(bytes.fromhex(sys.argv[2])), ZarrStore(sys.argv[1], read_only=True)):
+    print(store.get_sync("a").to_bytes())
+"""
+
+
+def test_who_only_reads_does_so_beside_the_process_that_writes(store, tmp_path):
+    store.set_sync("a", cpu.Buffer.from_bytes(b"1"))
+    store.commit()
+    store.set_sync("a", cpu.Buffer.from_bytes(b"2"))
+    other = pickle.dumps(store.with_read_only(True)).hex()
+    done = subprocess.run(
+        [sys.executable, "-c", READER, tmp_path / "s", other], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "b'1'\n" * 2, done.stderr
+    # In the same process there is nothing to wait for.
+    with ZarrStore(tmp_path / "s", read_only=True) as reader:
+        assert reader.get_sync("a").to_bytes() == b"2"
+        with pytest.raises(ValueError, match="read-only"):
+            reader.set_sync("a", cpu.Buffer.from_bytes(b"3"))
+
+
+def test_a_store_that_only_looks_leaves_writing_to_others(tmp_path):
+    with pytest.raises(dstorage.NotAStoreError):
+        ZarrStore(tmp_path / "s", read_only=True).get_sync("a")
+    with ZarrStore(tmp_path / "s", pressure=False) as store:
+        store.set_sync("a", cpu.Buffer.from_bytes(b"1"))
+    with (
+        ZarrStore(tmp_path / "s", read_only=True, pressure=False) as reader,
+        pickle.loads(pickle.dumps(reader)) as copy,
+    ):
+        assert reader == copy
+        assert reader.get_sync("a").to_bytes() == copy.get_sync("a").to_bytes() == b"1"
+        with pytest.raises(dstorage.UsageError, match="close that first"):
+            reader.with_read_only(False).set_sync("a", cpu.Buffer.from_bytes(b"2"))
+    with reader.with_read_only(False) as writer:
+        writer.set_sync("a", cpu.Buffer.from_bytes(b"2"))
+
+
 def test_a_store_is_open_with_one_set_of_options(store, tmp_path):
     assert store.get_sync("a") is None
     with pytest.raises(dstorage.InvalidArgumentError, match=r"open in this process with \{'budget': 8388608"):
