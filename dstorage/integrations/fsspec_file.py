@@ -46,7 +46,13 @@ class File(AbstractBufferedFile):  # type: ignore[misc]  # fsspec ships no types
 
     def _upload_chunk(self, final: bool = False) -> bool:
         assert self._upload is not None
-        self._upload.append(self.buffer.getbuffer())
+        try:
+            # No copy, and no view either, which the traceback of an error would keep.
+            self._upload.append(self.buffer.getvalue())
+        except BaseException:
+            # A part of it may have gone.
+            self.discard()
+            raise
         if final and self.autocommit:
             self.commit()
         return True

@@ -163,6 +163,28 @@ def test_an_exception_leaves_the_file_as_it_was_and_no_chunk_behind(fs):
         file.write(b"y")
 
 
+def test_a_file_that_lost_what_was_written_is_given_up(fs, monkeypatch):
+    from dstorage.integrations.pieces import PieceWriter
+
+    fs.pipe("a", b"old")
+    add, calls = PieceWriter.add, []
+
+    async def failing(writer, piece):
+        calls.append(piece)
+        if len(calls) == 2:
+            raise dstorage.MemoryUnavailable("no room")
+        await add(writer, piece)
+
+    monkeypatch.setattr(PieceWriter, "add", failing)
+    with fs.open("a", "wb") as file:
+        with pytest.raises(dstorage.MemoryUnavailable):
+            file.write(b"1" * 3 * 2**20)
+        with pytest.raises(ValueError, match=r"closed|write mode"):
+            file.write(b"2" * 3 * 2**20)
+    assert fs.cat("a") == b"old"
+    assert fs.collect() == 0
+
+
 def test_appending_writes_the_file_anew(fs):
     with fs.open("a", "ab") as file:
         file.write(b"1")
