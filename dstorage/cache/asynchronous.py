@@ -92,7 +92,8 @@ class AsyncCache:
     ) -> None:
         if isinstance(place, Store) and options:
             raise InvalidArgumentError(f"{', '.join(options)}: the store is open already; these are for a directory")
-        if not isinstance(place, (str, os.PathLike, Store)):
+        # An empty name, of a variable that was not set perhaps, would make the working directory a cache, and private.
+        if not isinstance(place, (str, os.PathLike, Store)) or place == "":
             raise InvalidArgumentError(
                 f"place {place!r}: give a directory, or a store of dstorage.open (dstorage.Cache takes one of dstorage.blocking.open)"
             )

@@ -513,8 +513,9 @@ def test_a_place_of_the_other_face_is_refused_with_the_way_out(tmp_path):
     with dstorage.blocking.open(tmp_path / "b") as store, pytest.raises(InvalidArgumentError, match=r"dstorage\.Cache"):
         AsyncCache(store)
     for face in (Cache, AsyncCache):
-        with pytest.raises(InvalidArgumentError, match="place None"):
-            face(None)
+        for place in (None, "", b"bytes"):
+            with pytest.raises(InvalidArgumentError, match="give a directory"):
+                face(place)
 
 
 def test_a_reap_interval_that_is_no_time_is_refused(tmp_path):
