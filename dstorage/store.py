@@ -806,7 +806,6 @@ class Store:
                 await asyncio.wait(self._discards, timeout=DISCARD_WAIT_S)
         except BaseException as error:
             failure = error
-        held = [handle for handle in self.table.handles.values() if handle.refs]
         self._closed = "the store is closed"
         self.shortcut.open = False
         self._pagein.stop()
@@ -841,6 +840,8 @@ class Store:
         # Where the interpreter ends there are no threads to be had any more, and nothing to give back.
         with contextlib.suppress(RuntimeError):
             await asyncio.to_thread(trim)
+        # Now those who were told above have had their turn, and released what they waited for.
+        held = [handle for handle in self.table.handles.values() if handle.refs]
         if held:
             names = ", ".join(str(handle.id) for handle in held[:5])
             warnings.warn(

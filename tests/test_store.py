@@ -160,7 +160,6 @@ async def test_what_is_answered_while_closing_is_in_the_last_commit(tmp_path, me
         assert [id for id in created if store.info(id) is None] == []
 
 
-@pytest.mark.filterwarnings("ignore:.*still referenced:ResourceWarning")
 async def test_who_waits_for_a_chunk_or_for_its_room_when_the_store_is_closed_is_told(tmp_path, memory):
     store = await opening(tmp_path, memory, budget=2500)
     ids = await fill(store, 6)
@@ -172,8 +171,16 @@ async def test_who_waits_for_a_chunk_or_for_its_room_when_the_store_is_closed_is
     for id in ids:
         with store.handle(id) as handle:
             handle.resolve(lambda handle: told.append((handle.id, handle.status, type(handle.error))))
+
+    async def read(id):
+        async with store.handle(id):
+            pass
+
+    reading = [asyncio.create_task(read(id)) for id in ids]
     await settle()
-    await store.close()
+    await store.close()  # And warns of none of these handles.
+    for error in await asyncio.gather(*reading, return_exceptions=True):
+        assert isinstance(error, dstorage.TemporarilyUnavailable)
     await settle()
     unavailable = Status.TEMPORARILY_UNAVAILABLE, dstorage.TemporarilyUnavailable
     assert told == [(id, *unavailable) for id in ids]

@@ -160,6 +160,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         self._queue: deque[Call[Any]] = deque()
         self._awake = False
+        self._ending = False
         self._closed: str | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         # Made here, so that what it fails with (no more descriptors) is raised here.
@@ -236,6 +237,8 @@ class LoopThread:
         """
 
         def begin(call: Call[T]) -> None:
+            if self._ending:
+                raise ClosedError(CLOSED)
             task = call.run(work(*args))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -323,7 +326,8 @@ class LoopThread:
             )
 
     async def cancel_calls(self) -> None:
-        """End the calls of `run` that are under way: those who wait get a `ClosedError`."""
+        """End the calls of `run` that are under way, and take no more: those who wait get a `ClosedError`."""
+        self._ending = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -195,6 +195,18 @@ def test_coroutines_under_way_when_the_loop_ends_are_refused(loop):
     threads.join()
 
 
+def test_coroutines_are_refused_once_calls_were_cancelled_and_all_else_is_answered(loop):
+    async def work():
+        return 1
+
+    assert loop.run(work) == 1
+    loop.call(lambda call: call.run(loop.cancel_calls()))
+    with pytest.raises(ClosedError):
+        loop.run(work)
+    assert loop.call(lambda call: call.run(work())) == 1
+    assert loop.call_sync(int) == 0
+
+
 def test_what_is_posted_is_called_without_waiting(loop):
     called = threading.Event()
     loop.post(called.set)

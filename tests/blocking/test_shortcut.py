@@ -333,7 +333,6 @@ def test_a_deleted_segment_is_closed_when_the_last_reader_is_through(tmp_path, m
 # -- all at once -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:.*still referenced:ResourceWarning")  # by reads that the closing ends
 @pytest.mark.parametrize("seed", range(3))
 def test_no_thread_ever_reads_what_is_old_torn_or_somebody_elses(tmp_path, seed):
     """Readers, while others replace, delete and make chunks, commit, compact, shrink the budget, and at last close the store."""
