@@ -177,7 +177,7 @@ class Mount:
         **kwargs: P.kwargs,
     ) -> T:
         tree = self._tree
-        if tree is None:
+        if tree is None or tree.store is not store:
             # Two who come first at the same time make the same one.
             tree = self._tree = await Tree.open(store, overlap=self._overlap)
         return await function(tree, *args, **kwargs)

@@ -99,8 +99,10 @@ class Pieces:
             self.store.prefetch(index.ids[first + 1 : first + 1 + AHEAD])
             piece = index.checked(await self._chunk(index.ids[first]), first)
             return piece[begin - first * index.piece : end - first * index.piece]
-        result = bytearray(end - begin)
         numbers = {id: place for place, id in enumerate(index.ids[first : last + 1], first)}
+        if len(numbers) <= last - first:
+            raise CorruptData(f"chunk {number} is no index of a file: it names a piece twice")
+        result = bytearray(end - begin)
         async for handle in self.store.resolve_each(numbers, wait=WAIT_S):
             place = numbers[handle.id]
             at = place * index.piece - begin

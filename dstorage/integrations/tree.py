@@ -22,7 +22,7 @@ from typing import Self
 
 from dstorage.catalog import MAX_NAME_BYTES
 from dstorage.controller import Buffer
-from dstorage.errors import Deleted, InvalidArgumentError
+from dstorage.errors import CorruptData, Deleted, InvalidArgumentError
 from dstorage.integrations.pieces import Pieces, PieceWriter
 from dstorage.store import Store
 
@@ -146,17 +146,24 @@ class Tree:
 
     def files(self, path: str = "") -> Iterator[tuple[str, Entry]]:
         """All files at and below `path`, with their full paths; none if there is no such path."""
+        return ((where, entry) for where, entry in self._walk(path) if not entry.is_directory)
+
+    def _walk(self, path: str) -> Iterator[tuple[str, Entry]]:
+        """What is at and below `path`, directories before what is in them."""
         parts = split(path)
         pending = [
             (path, entry) for entry in (self._find_directory(parts), self._find_file(parts)) if entry is not None
         ]
+        seen: set[int] = set()
         while pending:
             where, entry = pending.pop()
             if entry.is_directory:
+                if entry.number in seen:
+                    raise CorruptData(f"the directory {where[:80]!r} is in itself, or in two places")
+                seen.add(entry.number)
                 below = f"{where}/" if where else ""
                 pending += [(below + inner.name, inner) for inner in reversed(self._entries(entry))]
-            else:
-                yield where, entry
+            yield where, entry
 
     async def size(self, path: str) -> int:
         """Length of a file in bytes.
@@ -390,19 +397,9 @@ class Tree:
         for file, _ in list(self.files(path)):
             with suppress(FileNotFoundError):
                 await self.remove(file)
-        for directory in reversed(list(self._directories(path))):
+        for directory in reversed([where for where, entry in self._walk(path) if entry.is_directory]):
             with suppress(OSError):
                 self.remove_directory(directory)
-
-    def _directories(self, path: str) -> Iterator[str]:
-        """Directories at and below `path`, those above first."""
-        entry = self._find_directory(split(path))
-        pending = [(path, entry)] if entry is not None else []
-        while pending:
-            where, entry = pending.pop()
-            yield where
-            below = f"{where}/" if where else ""
-            pending += [(below + inner.name, inner) for inner in self._entries(entry) if inner.is_directory]
 
     def _unlink(self, parts: list[str], entry: Entry) -> None:
         parent = self._find_directory(parts[:-1])

@@ -20,7 +20,7 @@ from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Sto
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 
 from dstorage import blocking
-from dstorage.errors import InvalidArgumentError
+from dstorage.errors import CorruptData, InvalidArgumentError
 from dstorage.integrations.mount import Mount, Source
 from dstorage.integrations.tree import Entry, Tree, split
 from dstorage.store import Store as DStore
@@ -227,9 +227,9 @@ class ZarrStore(Store):
         """All keys that begin with `prefix`, directory by directory."""
         await self._ready()
         above, _, begin = prefix.rpartition("/")
-        pending = [above]
+        pending: list[tuple[str, frozenset[int]]] = [(above, frozenset())]
         while pending:
-            directory = pending.pop()
+            directory, around = pending.pop()
             path = self._path_of(directory) if directory else self.path
             entries = [] if path is None else await self._mount.now(_entries, path)
             below = f"{directory}/" if directory else ""
@@ -237,7 +237,9 @@ class ZarrStore(Store):
                 if directory == above and not entry.name.startswith(begin):
                     continue
                 if entry.is_directory:
-                    pending.append(below + entry.name)
+                    if entry.number in around:
+                        raise CorruptData(f"the directory {(below + entry.name)[:80]!r} is in itself")
+                    pending.append((below + entry.name, around | {entry.number}))
                 else:
                     yield below + entry.name
 

@@ -137,6 +137,15 @@ def test_a_store_is_open_once_however_it_is_named(mount, tmp_path):
         other.close()
 
 
+def test_a_tree_that_was_made_while_it_was_closed_is_not_used(mount):
+    """What was asked before the closing may come to an end after it."""
+    mount.call(Tree.write, "a", b"1")
+    stale = mount._tree
+    mount.close()
+    mount._tree = stale
+    assert bytes(mount.call(Tree.read, "a")) == b"1"
+
+
 FORK = """
 import os, sys, threading, dstorage, dstorage.blocking
 from dstorage.integrations.mount import Mount

@@ -266,6 +266,28 @@ async def test_a_piece_of_another_length_is_damage(tree, store):
             await tree.read("a", start, stop)
 
 
+async def test_an_index_that_names_a_piece_twice_is_damage(tree, store):
+    await tree.write("a", b"x" * 3 * PIECE)
+    number = tree.find("a").number
+    async with store.handle(number) as data:
+        index = Index.unpack(data, number)
+    one, _, three = index.ids
+    with store.handle(number) as handle:
+        await handle.replace(Index(index.size, index.piece, (one, one, three)).pack())
+    for stop in (None, 2 * PIECE):
+        with pytest.raises(dstorage.CorruptData, match="twice"):
+            await tree.read("a", 0, stop)
+
+
+async def test_directories_that_are_in_themselves_are_damage(tree, store):
+    await tree.write("a/b/c", b"1")
+    store.set_name(b"tree\0" + tree.find("a/b").number.to_bytes(8, "big") + b"again/", tree.find("a").number)
+    with pytest.raises(dstorage.CorruptData, match="in itself"):
+        list(tree.files())
+    with pytest.raises(dstorage.CorruptData, match="in itself"):
+        await tree.remove_all("a")
+
+
 async def test_many_steps_beside_a_dict(tree, store):
     """Random writes, moves, removals; every file and directory compared with a dict after each step."""
     rng = random.Random(20)

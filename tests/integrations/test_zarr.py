@@ -286,6 +286,20 @@ def test_bad_keys_are_refused_when_set_and_absent_when_asked_for(store, key):
     store.delete_sync(key)
 
 
+def test_a_directory_in_itself_is_not_listed_for_ever(tmp_path):
+    with dstorage.blocking.open(tmp_path / "s", pressure=False) as inner:
+        store = ZarrStore(inner)
+        store.set_sync("a/b", cpu.Buffer.from_bytes(b"1"))
+        number = inner.loop.run(Tree.open, inner.inner).find("a").number
+        inner.set_name(b"tree\0" + number.to_bytes(8, "big") + b"again/", number)
+
+        async def listed():
+            return [key async for key in store.list()]
+
+        with pytest.raises(dstorage.CorruptData, match="in itself"):
+            asyncio.run(listed())
+
+
 def test_what_is_committed_survives_a_kill(tmp_path):
     code = (
         "import os, sys; from zarr.core.buffer import cpu; from dstorage.integrations.zarr import ZarrStore\n"
