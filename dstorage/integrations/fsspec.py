@@ -26,7 +26,7 @@ from dstorage import blocking
 from dstorage.errors import InvalidArgumentError
 from dstorage.integrations.fsspec_file import MODES, READ_AHEAD_BYTES, WRITE_BYTES, File, Upload, read
 from dstorage.integrations.mount import Mount, Source
-from dstorage.integrations.tree import Entry, Tree
+from dstorage.integrations.tree import AT_A_TIME, Entry, Tree
 from dstorage.store import Store
 
 COPY_BYTES = 2**22
@@ -338,7 +338,9 @@ async def _list(tree: Tree, path: str) -> list[dict[str, Any]]:
     if info["type"] == "file":
         return [info]
     lines = []
-    for entry in tree.entries(path):
+    for count, entry in enumerate(tree.entries(path), 1):
+        if count % AT_A_TIME == 0:
+            await asyncio.sleep(0)
         # One that is removed meanwhile is not in the list.
         with suppress(FileNotFoundError, IsADirectoryError):
             lines.append(await _line(tree, f"{path}/{entry.name}" if path else entry.name, entry))

@@ -30,8 +30,8 @@ PREFIX = b"tree\0"
 ROOT = 0
 ERRORS = "surrogateescape"
 """Paths of file systems that are no UTF-8 come through, as in `os.fsencode`."""
-COLLECTED_AT_A_TIME = 1000
-"""Chunks looked at, or freed, between two turns of the loop."""
+AT_A_TIME = 1000
+"""Chunks or files looked at, or freed, between two turns of the loop."""
 _NUMBER = struct.Struct(">Q")
 MAX_COMPONENT_BYTES = MAX_NAME_BYTES - len(PREFIX) - _NUMBER.size - len("/")
 """What is left of a name for one component of a path."""
@@ -394,9 +394,11 @@ class Tree:
 
     async def remove_all(self, path: str) -> None:
         """Remove a file, or a directory with all that is below ("" for all there is); fine if it is not there."""
-        for file, _ in list(self.files(path)):
+        for count, (file, _) in enumerate(list(self.files(path)), 1):
             with suppress(FileNotFoundError):
                 await self.remove(file)
+            if count % AT_A_TIME == 0:
+                await asyncio.sleep(0)
         for directory in reversed([where for where, entry in self._walk(path) if entry.is_directory]):
             with suppress(OSError):
                 self.remove_directory(directory)
@@ -415,7 +417,7 @@ class Tree:
         candidates: set[int] = set()
         for count, id in enumerate(self._pieces.ids(), 1):
             candidates.add(id)
-            if count % COLLECTED_AT_A_TIME == 0:
+            if count % AT_A_TIME == 0:
                 await asyncio.sleep(0)
         candidates -= self._pieces.unfinished
         seen: set[int] = set()
@@ -428,7 +430,7 @@ class Tree:
         freed = 0
         for count, id in enumerate(candidates, 1):
             freed += self._pieces.delete([id])
-            if count % COLLECTED_AT_A_TIME == 0:
+            if count % AT_A_TIME == 0:
                 await asyncio.sleep(0)
         return freed
 

@@ -184,7 +184,7 @@ async def test_what_a_crash_cut_off_is_collected(tmp_path):
 
 
 async def test_collecting_goes_on_beside_other_work_and_frees_what_no_file_has(tree, store, monkeypatch):
-    monkeypatch.setattr("dstorage.integrations.tree.COLLECTED_AT_A_TIME", 1)
+    monkeypatch.setattr("dstorage.integrations.tree.AT_A_TIME", 1)
     files = {f"{n % 3}/{n}": bytes([n]) * (PIECE * (n % 4) + 1) for n in range(24)}
     for path, data in files.items():
         await tree.write(path, data)
@@ -215,6 +215,21 @@ async def test_collecting_goes_on_beside_other_work_and_frees_what_no_file_has(t
     assert {path: bytes(await tree.read(path)) for path, _ in tree.files()} == files
     await store.commit()
     assert await tree.collect() == 0
+
+
+async def test_removing_much_leaves_turns_to_others(tree, monkeypatch):
+    monkeypatch.setattr("dstorage.integrations.tree.AT_A_TIME", 10)
+    for number in range(100):
+        await tree.write(f"a/{number}", b"")
+    turns = []
+
+    async def work():
+        while tree.find("a") is not None:
+            turns.append(len(tree.entries("a")))
+            await asyncio.sleep(0)
+
+    await asyncio.gather(tree.remove_all("a"), work())
+    assert len(turns) >= 9
 
 
 async def test_files_larger_than_memory_are_streamed(tmp_path):
