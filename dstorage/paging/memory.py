@@ -77,6 +77,8 @@ class Memory:
         self._ready_bytes = 0
         """Of both."""
         self._parked = 0
+        self._unswept = 0
+        """How often room was made since strays were last looked at."""
         self._strays: list[tuple[object, int, int]] = []
         """Contents, their size, and of which chunk they were."""
         self._waiting: deque[RoomRequest] = deque()
@@ -300,6 +302,7 @@ class Memory:
     def sweep(self) -> bool:
         """Look which stray buffers have been let go; True if any was."""
         strays = self._strays
+        self._unswept = 0
         kept = []
         for entry in strays:
             owner, size, _ = entry
@@ -342,10 +345,15 @@ class Memory:
 
     def _evict_to(self, target: int, reason: str) -> bool:
         if self._strays:
-            self.sweep()
+            # Not each time: while much is being written that was replaced meanwhile, there are many.
+            self._unswept += 1
+            if self._unswept > len(self._strays):
+                self.sweep()
         while self.used > target:
             page = self._next_clean()
             if page is None:
+                if self._strays and self.sweep():
+                    continue
                 if self.laundry:
                     self._on_laundry()
                 return False
