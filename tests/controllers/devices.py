@@ -108,6 +108,8 @@ class FaultyDevice(Device):
     def punch(self, fd, offset, length):
         self._meet("punch")
         self.punched.append(length)
+        if self.room is not None:
+            self.room += length
         return super().punch(fd, offset, length)
 
     def available(self, path):

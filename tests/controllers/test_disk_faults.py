@@ -451,6 +451,24 @@ async def test_of_very_many_holes_the_largest_are_punched_first_and_the_others_i
     }
 
 
+async def test_a_full_disk_gets_the_space_of_what_is_dead_before_anybody_is_refused(bench, device):
+    if not device.can_punch:
+        pytest.skip("this file system cannot punch holes")
+    places = await bench.put(chunks(1, 12, 8192))
+    await bench.commit(places)
+    await bench.controller.discard([(id, places[id]) for id in range(1, 9)])
+    assert not device.punched, "it waits"
+    device.room = 4096
+    taken, refused = await offer(bench, chunks(101, 6, 8192))
+    assert not refused
+    assert bench.controller.status is ControllerStatus.OK
+    assert await bench.get(taken) == chunks(101, 6, 8192)
+    assert await bench.get({id: places[id] for id in range(9, 13)}) == chunks(9, 4, 8192)
+    taken, refused = await offer(bench, chunks(201, 6, 8192))
+    assert refused, "now it is full indeed"
+    assert bench.controller.status is ControllerStatus.FULL
+
+
 @pytest.mark.parametrize("direct", ["cached"], indirect=True)
 async def test_dead_segments_are_deleted(bench, tmp_path):
     places = await bench.put(chunks(1, 40, 20_000))
@@ -713,9 +731,10 @@ async def test_what_is_kept_for_new_segments_is_given_up_when_the_disk_is_full(b
     await bench.controller.discard(list(places.items()))
     assert len(list((tmp_path / "own").glob("*.seg"))) == 3
     device.room = 0
-    _, refused = await offer(bench, chunks(101, 1, 20_000))
-    assert isinstance(refused[0], ControllerFull)
+    taken, refused = await offer(bench, chunks(101, 1, 20_000))
+    assert not refused, "there is room in what was dead"
     assert len(list((tmp_path / "own").glob("*.seg"))) == 1
+    assert await bench.get(taken) == chunks(101, 1, 20_000)
 
 
 async def test_where_the_file_system_refuses_direct_access_a_warning_says_so_and_the_cache_is_used(

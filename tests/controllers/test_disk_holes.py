@@ -17,7 +17,7 @@ PAGE = 4096
 )
 def test_just_the_pages_of_which_every_byte_is_dead_are_given_back(dying, lengths, most):
     firsts = [sum(lengths[:at]) for at in range(301)] if dying else []
-    segment, holes = Segment(1, 0), Holes(2**40)
+    segment, holes = Segment(1, 0), Holes()
     dead = set()
     for at in dying:
         holes.add(segment, firsts[at], lengths[at])
@@ -34,18 +34,18 @@ def test_just_the_pages_of_which_every_byte_is_dead_are_given_back(dying, length
 
 
 def test_no_more_waits_than_is_allowed_and_the_segment_with_most_goes_first():
-    holes = Holes(10 * PAGE)
+    holes = Holes()
     few, many, gone = Segment(1, 0), Segment(2, 0), Segment(3, 0)
     for segment, count in ((few, 3), (many, 4), (gone, 3)):
         for at in range(count):
             holes.add(segment, 2 * at * PAGE, PAGE)
-    assert not holes.take_due()
+    assert not holes.take_due(10 * PAGE)
     holes.forget(gone)
     for at in range(3):
         holes.add(few, (101 + at) * PAGE, 1)
-    assert not holes.take_due(), "what died with its segment does not count"
+    assert not holes.take_due(10 * PAGE), "what died with its segment does not count"
     holes.add(many, 200 * PAGE, 4 * PAGE)
-    due = holes.take_due()
+    due = holes.take_due(10 * PAGE)
     assert set(due) == {many}
     assert whole_pages(due[many], 9) == (
         [(0, PAGE), (2 * PAGE, PAGE), (4 * PAGE, PAGE), (6 * PAGE, PAGE), (200 * PAGE, 4 * PAGE)],
@@ -56,6 +56,6 @@ def test_no_more_waits_than_is_allowed_and_the_segment_with_most_goes_first():
 
 
 def test_the_last_bytes_of_the_largest_file_are_found():
-    holes, segment = Holes(2**40), Segment(1, 0)
+    holes, segment = Holes(), Segment(1, 0)
     holes.add(segment, 2**32 - PAGE, PAGE)
     assert whole_pages(holes.take_all()[segment], 1) == ([(2**32 - PAGE, PAGE)], [])

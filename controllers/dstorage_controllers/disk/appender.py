@@ -90,7 +90,7 @@ class Appender:
                     self._write(segment, run, answers)
                     run = []
                 try:
-                    segment = self._segment_for(stored)
+                    segment = self._segment_with_room(stored)
                 except OSError as error:
                     segment = None
                     self._log.give_back(stored)
@@ -115,6 +115,14 @@ class Appender:
         end = _end(end + _padding(end, stored, direct), stored, direct)
         return end <= segment.start + self._segment_bytes and segment.next_slot + extents < segment.slots
 
+    def _segment_with_room(self, stored: int) -> Segment:
+        try:
+            return self._segment_for(stored)
+        except OSError as error:
+            if error.errno not in NO_ROOM or not self._log.give_up_spares():
+                raise
+            return self._segment_for(stored)
+
     def _segment_for(self, stored: int) -> Segment:
         """The active segment if the bytes fit, else a new one; larger chunks than a segment get one of their own."""
         active = self._log.active
@@ -126,8 +134,22 @@ class Appender:
         return segment
 
     def _write(self, segment: Segment, run: list[_Extent], answers: list[Locator | Exception]) -> None:
-        if not run:
+        run, error = self._write_what_fits(segment, run, answers)
+        if error is not None and error.errno in NO_ROOM and self._log.give_up_spares():
+            run, error = self._write_what_fits(segment, run, answers)
+        if error is None:
             return
+        for extent in run:
+            self._log.give_back(extent.place.stored)
+            answers[extent.at] = self._explain(error, f"write chunk {extent.id}", extent.place.stored)
+        self._cut(segment, segment.tail)
+
+    def _write_what_fits(
+        self, segment: Segment, run: list[_Extent], answers: list[Locator | Exception]
+    ) -> tuple[list[_Extent], OSError | None]:
+        """Write extents and answer them; returns those that were not written, and why."""
+        if not run:
+            return run, None
         try:
             with self._log.files.using(segment) as fd:
                 written, error = self._put(fd, segment, run)
@@ -147,12 +169,7 @@ class Appender:
                     error = failed or error
         except OSError as failed:
             error = failed
-        if error is None:
-            return
-        for extent in run:
-            self._log.give_back(extent.place.stored)
-            answers[extent.at] = self._explain(error, f"write chunk {extent.id}", extent.place.stored)
-        self._cut(segment, segment.tail)
+        return run, error
 
     def _put(self, fd: int, segment: Segment, run: list[_Extent]) -> tuple[int, OSError | None]:
         """Write extents side by side; returns up to where all is written, and why if that is short of the end."""

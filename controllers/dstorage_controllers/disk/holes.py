@@ -20,14 +20,9 @@ Range = tuple[int, int]
 
 
 class Holes:
-    """What is dead and still takes space, by segment. Not thread-safe.
+    """What is dead and still takes space, by segment. Not thread-safe."""
 
-    Args:
-        limit: Dead bytes that may wait.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self) -> None:
         self._waiting: dict[Segment, array[int]] = {}
         """Ranges, each in eight bytes: the offset, then the length. There may be a hundred thousand."""
         self._bytes: dict[Segment, int] = {}
@@ -51,10 +46,10 @@ class Holes:
         if self._waiting.pop(segment, None) is not None:
             self._total -= self._bytes.pop(segment)
 
-    def take_due(self) -> dict[Segment, array[int]]:
-        """What is more than may wait: those segments in which most is dead, for there most of it is neighbours."""
+    def take_due(self, limit: int) -> dict[Segment, array[int]]:
+        """What is more than the `limit` bytes that may wait: those segments in which most is dead, for there most of it is neighbours."""
         due = {}
-        while self._total > self._limit:
+        while self._total > limit:
             segment = max(self._bytes, key=self._bytes.__getitem__)
             due[segment] = self._waiting[segment]
             self.forget(segment)

@@ -29,7 +29,8 @@ NEARLY_EMPTY = 32
 SPARES = 2
 """Files kept for new segments at most."""
 WAITING_SEGMENTS = 2
-"""Dead bytes that may wait to be given back, in segments."""
+WAITING_BYTES = 16 * 2**20
+"""Dead bytes that may wait to be given back: as many as are alive, or so many if that is more; but of two segments at most."""
 MOST_HOLES = 8192
 """Punched in one go: half a second or so."""
 SLACK_BYTES = 64 * 2**10
@@ -85,7 +86,7 @@ class SegmentLog:
         self._segment_bytes = segment_bytes
         self._spares: list[int] = []
         """Numbers of dead segments whose files are kept."""
-        self._holes = Holes(WAITING_SEGMENTS * segment_bytes)
+        self._holes = Holes()
         self.discards = 0
         """How often something was discarded."""
 
@@ -171,9 +172,8 @@ class SegmentLog:
             self.used -= stored
 
     def no_room(self, stored: int) -> None:
-        """Blocking: the file system had no room for so many bytes; what is kept from it for later use is given back."""
+        """The file system had no room for so many bytes."""
         self._disk_full = stored
-        self.give_up_spares()
 
     def space_returned(self, available: int | None) -> None:
         """The file system says how much is free now (None: it cannot tell, so let the next write find out)."""
@@ -322,7 +322,8 @@ class SegmentLog:
                 del self.segments[segment.number]
                 self._dirty.discard(segment)
                 self._holes.forget(segment)
-            due = self._holes.take_due()
+            may_wait = min(WAITING_SEGMENTS * self._segment_bytes, max(WAITING_BYTES, self.used))
+            due = self._holes.take_due(may_wait)
         for segment in dead:
             self.files.doom(segment)
         return due, dead
@@ -340,14 +341,16 @@ class SegmentLog:
         else:
             self.files.delete(segment)
 
-    def give_up_spares(self) -> None:
-        """Blocking: give back to the file system what was kept for new segments, and what is dead."""
+    def give_up_spares(self) -> bool:
+        """Blocking: give back to the file system what was kept for new segments, and what is dead; returns whether there was any."""
         with self.lock:
             spares, self._spares = self._spares, []
+            any_left = bool(spares or self._holes)
         for number in spares:
             with suppress(OSError):
                 self.files.device.unlink(self.files.path(number))
         self.punch_waiting()
+        return any_left
 
     @property
     def waiting(self) -> bool:
