@@ -133,7 +133,8 @@ class PageIn:
         try:
             controller = self._controller(page, record)
         except DStorageError as error:
-            self._elsewhere(page, record, error)
+            # The handle keeps it, and would by its traceback keep the frames of whoever asked first.
+            self._elsewhere(page, record, error.with_traceback(None))
             return
         size = record.locator.size
         memory = self._memory
