@@ -171,6 +171,8 @@ class Catalog:
             self._leave()
             raise
         self._txn = self._env.begin()
+        self._former: list[lmdb.Transaction] = []
+        """Earlier ones, in which somebody may be looking something up still."""
         self.has_copies = self._any_copies()
 
     def _refuse_beside_others(self) -> None:
@@ -239,8 +241,7 @@ class Catalog:
             shared.looking.add(thread)
             if shared.moving:
                 return None
-            with self._env.begin() as txn:
-                raw = txn.get(KEY.pack(id), db=self._records)
+            raw = self._txn.get(KEY.pack(id), db=self._records)
         except (lmdb.Error, struct.error):  # Closed, damaged, grown by another process; or no id at all.
             return None
         finally:
@@ -360,14 +361,22 @@ class Catalog:
 
     def refresh(self) -> None:
         """See the newest commit, also one of another process."""
-        self._txn.abort()
+        former = self._txn
         try:
             self._txn = self._env.begin()
         except lmdb.MapResizedError:
-            with self._shared.alone():
-                self._env.set_mapsize(0)
-            self._txn = self._env.begin()
+            self._set_size(0)
+        else:
+            self._former.append(former)
+        # Who comes to look something up from here on sees the new one.
+        if not self._shared.looking:
+            self._end_former()
         self.has_copies = self._any_copies()
+
+    def _end_former(self) -> None:
+        for former in self._former:
+            former.abort()
+        self._former.clear()
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -393,13 +402,14 @@ class Catalog:
         self._set_size(self._env.info()["map_size"] * 2)
 
     def _set_size(self, size: int) -> None:
-        # LMDB moves the map: no transaction of this process may be open meanwhile.
-        for user in self._shared.users:
-            user._txn.abort()
         with self._shared.alone():
+            # LMDB moves the map: no transaction of this process may be open meanwhile.
+            for user in self._shared.users:
+                user._end_former()
+                user._txn.abort()
             self._env.set_mapsize(size)
-        for user in self._shared.users:
-            user._txn = self._env.begin()
+            for user in self._shared.users:
+                user._txn = self._env.begin()
 
     def superseded(self, ids: Iterable[int]) -> dict[int, tuple[Record, ...]]:
         """The committed places, all copies, of those `ids` that have any (for the writer thread)."""
@@ -460,7 +470,9 @@ class Catalog:
     def close(self) -> None:
         """Give the environment back. Idempotent."""
         if self in self._shared.users:
-            self._txn.abort()
+            with self._shared.alone():
+                self._end_former()
+                self._txn.abort()
             self._leave()
 
     def _leave(self) -> None:

@@ -165,11 +165,12 @@ class Index:
 
     def committed(self) -> None:
         """The commit succeeded: the catalog now says what `frozen` said."""
+        # First, for `look_up`.
+        self.catalog.refresh()
         self.frozen = {}
         self.frozen_copies = {}
         self.frozen_names = {}
         self.committing = False
-        self.catalog.refresh()
 
     def frozen_changes(self, accessed: dict[int, int], state: dict[tuple[int, int], bytes]) -> Changes:
         """What `Catalog.apply` has to switch."""

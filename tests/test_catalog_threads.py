@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 
+import pytest
+
 from dstorage.catalog import Catalog, Changes
 from dstorage.record import Locator, Record
 
@@ -48,50 +50,69 @@ def test_records_are_looked_up_while_the_map_moves_and_until_it_is_closed(tmp_pa
     assert catalog.look_up(1) is None, "it is closed"
 
 
-class SlowEnvironment:
+class SlowTransaction:
     """Holds up a thread in the midst of looking something up, and notes what is done meanwhile."""
 
-    def __init__(self, env):
-        self.env = env
+    def __init__(self, transaction):
+        self.transaction = transaction
         self.inside, self.go_on = threading.Event(), threading.Event()
         self.done = []
 
-    def begin(self, *args, **options):
+    def get(self, *args, **options):
         if threading.current_thread().name == "looking":
             self.inside.set()
             assert self.go_on.wait(30)
             self.done.append("looked up")
-        return self.env.begin(*args, **options)
+        return self.transaction.get(*args, **options)
 
-    def set_mapsize(self, size):
-        self.done.append("moved")
-        self.env.set_mapsize(size)
-
-    def __getattr__(self, name):
-        return getattr(self.env, name)
+    def abort(self):
+        self.done.append("ended")
+        self.transaction.abort()
 
 
-def test_the_map_does_not_move_under_who_looks_something_up_and_who_comes_then_asks_the_loop(tmp_path):
+@pytest.fixture
+def held(tmp_path):
+    """A catalog of one record, in which a thread is looking something up."""
     catalog = Catalog(tmp_path / "catalog")
     record = Record(1, 0, Locator(1, 1, 1))
     catalog.apply(Changes(records={1: record}))
     catalog.refresh()
-    slow = SlowEnvironment(catalog._env)
-    catalog._env = slow
+    catalog._txn = slow = SlowTransaction(catalog._txn)
     answers = []
     looking = threading.Thread(target=lambda: answers.append(catalog.look_up(1)), name="looking")
     looking.start()
     assert slow.inside.wait(30)
+
+    def let_go():
+        slow.go_on.set()
+        looking.join(30)
+        assert answers == [record]
+
+    yield catalog, slow, let_go
+    catalog.close()
+    assert slow.done == ["looked up", "ended"]
+
+
+def test_the_map_does_not_move_under_who_looks_something_up_and_who_comes_then_asks_the_loop(held):
+    catalog, slow, let_go = held
     moving = threading.Thread(target=catalog.grow)
     moving.start()
     while not catalog._shared.moving:
         pass
     assert catalog.look_up(1) is None
-    slow.go_on.set()
-    looking.join(30)
+    assert not slow.done
+    let_go()
     moving.join(30)
-    assert slow.done == ["looked up", "moved"]
-    assert answers == [record]
-    assert catalog.look_up(1) == record
-    catalog._env = slow.env
-    catalog.close()
+    assert catalog.look_up(1).controller == 0
+
+
+def test_a_new_commit_is_seen_at_once_and_does_not_wait_for_who_looks_into_the_one_before(held):
+    catalog, slow, let_go = held
+    catalog.apply(Changes(records={1: Record(2, 7, Locator(2, 2, 2))}))
+    catalog.refresh()
+    assert catalog.look_up(1).controller == 7
+    assert not slow.done
+    let_go()
+    assert slow.done == ["looked up"]
+    catalog.refresh()
+    assert slow.done == ["looked up", "ended"], "the next one ends it"
