@@ -192,7 +192,10 @@ class Store:
         self.loop.post(lambda: self.inner.prefetch(wanted))
 
     def resolve_each(self, ids: Iterable[int], *, wait: float | None = None) -> Iterator[Handle]:
-        """Resolve many chunks and give their handles as the answers come; see `dstorage.Store.resolve_each`."""
+        """Resolve many chunks and give their handles as the answers come; see `dstorage.Store.resolve_each`.
+
+        `ids` is read to its end before the first chunk is asked for.
+        """
         answers = self.inner.resolve_each(list(ids), wait=wait)
 
         async def following() -> int | None:
