@@ -549,6 +549,24 @@ async def test_when_everything_is_full_the_commit_fails_and_nothing_is_lost(tmp_
         assert store.stats().dirty == 0
 
 
+async def test_a_chunk_for_which_no_controller_has_the_room_is_refused_as_one_for_a_full_store(tmp_path):
+    nearly_full = MemoryController(capacity=1500)
+    async with opening(tmp_path, nearly_full) as store:
+        await fill(store, 1)
+        await store.commit()
+        (large,) = await fill(store, 1)
+        assert nearly_full.status is not dstorage.ControllerStatus.FULL
+        with pytest.raises(StoreFull, match="memory are full"):
+            await store.commit()
+        nearly_full.capacity = None
+        nearly_full.set_unavailable(True)
+        with pytest.raises(TemporarilyUnavailable, match=r"no controller takes chunk 2 now \(memory: .*unavailable\)"):
+            await store.commit()
+        nearly_full.set_unavailable(False)
+        await store.commit()
+        assert store.info(large).controller == "memory"
+
+
 async def test_what_is_only_in_memory_yet_is_not_moved_and_not_counted(tmp_path):
     async with opening(tmp_path, MemoryController("near", rank=9), MemoryController("far", rank=1)) as store:
         (written,) = await fill(store, 1)

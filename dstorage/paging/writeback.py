@@ -47,7 +47,7 @@ class Write:
         page: The chunk.
         buffer: The contents to write; they never change.
         done: To be called once with None or what went wrong.
-        refused: Indices of the controllers that would not take it, and why.
+        refused: Indices of the controllers that would not take it, whether that is for lack of room, and what they said.
     """
 
     __slots__ = ("buffer", "done", "page", "refused")
@@ -56,7 +56,7 @@ class Write:
         self.page = page
         self.buffer = buffer
         self.done: list[Done] = [] if done is None else [done]
-        self.refused: dict[int, str] = {}
+        self.refused: dict[int, tuple[bool, str]] = {}
 
 
 class WriteBack:
@@ -307,7 +307,7 @@ class WriteBack:
                 self._written(write, entry, answer)
             else:
                 # Not the error itself: its traceback would hold the contents.
-                write.refused[entry.index] = str(answer)
+                write.refused[entry.index] = isinstance(answer, ControllerFull), str(answer)
                 if not isinstance(answer, (ControllerFull, ControllerUnavailable)):
                     asyncio.get_running_loop().call_exception_handler(
                         {"message": f"controller {entry.name!r} broke its contract in write", "exception": answer}
@@ -343,7 +343,9 @@ class WriteBack:
         """No controller takes it now: it stays dirty, and everybody who waits for it is told."""
         page = write.page
         loaded = [e for e in self._registry.by_rank() if e.controller is not None and not e.controller.volatile]
-        full = [e.name for e in loaded if e.status is ControllerStatus.FULL]
+        refused = {e.index: write.refused.get(e.index, (False, e.status.value)) for e in loaded}
+        # One that says it is full may have room, but not so much.
+        full = [e.name for e in loaded if e.status is ControllerStatus.FULL or refused[e.index][0]]
         error: DStorageError
         if full and len(full) == len(loaded):
             error = StoreFull(
@@ -351,7 +353,7 @@ class WriteBack:
                 "add one, raise a capacity or delete chunks"
             )
         else:
-            told = [f"{e.name}: {write.refused[e.index]}" if e.index in write.refused else repr(e) for e in loaded]
+            told = [f"{e.name}: {refused[e.index][1]}" for e in loaded]
             error = TemporarilyUnavailable(
                 f"no controller takes chunk {page.id} now ({', '.join(told) or 'none is loaded'})", id=page.id
             )
