@@ -97,7 +97,13 @@ class CorruptData(ChunkError, OSError):
 
 
 class MemoryUnavailable(DStorageError, MemoryError):
-    """The memory budget is held by references (or waiting for write-back); free some or pass `wait=seconds`."""
+    """The memory budget is held by references (or waiting for write-back); free some or pass `wait=seconds`.
+
+    Attributes:
+        never: Waiting does not help: what is asked for is larger than the whole budget.
+    """
+
+    never = False
 
 
 class TooManyHandles(MemoryUnavailable):

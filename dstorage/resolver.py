@@ -135,7 +135,12 @@ class Resolver:
         """Tell `patient` when the handle is resolved or final, or temporarily unavailable at the deadline."""
 
         def answered(handle: Handle) -> None:
-            if handle.status is Status.TEMPORARILY_UNAVAILABLE and self._loop.time() < patient.deadline:
+            hopeless = isinstance(handle.error, MemoryUnavailable) and handle.error.never
+            if (
+                handle.status is Status.TEMPORARILY_UNAVAILABLE
+                and self._loop.time() < patient.deadline
+                and not hopeless
+            ):
                 self._outages.wait(handle, patient)
             else:
                 patient.tell(handle)
@@ -206,7 +211,8 @@ class Resolver:
             error.retry_at = self._outages.note(page, error.controller, getattr(cause, "retry_after", None))
         else:
             # Memory is short: that may be over with the very next release, so ask again whenever somebody does.
-            error = page.error = self._memory_error(str(error))
+            if not (isinstance(error, MemoryUnavailable) and error.never):
+                error = page.error = self._memory_error(str(error))
             self._outages.note(page, None, max(MEMORY_RETRY_S, len(self._outages) * MEMORY_RETRY_EACH_S))
         if self._events.streams:
             self._events.emit("unavailable", page.id, str(error))

@@ -106,10 +106,12 @@ class Room:
 
     def _check_fits(self, size: int, id: int) -> None:
         if size > self._memory.budget:
-            raise MemoryUnavailable(
+            error = MemoryUnavailable(
                 f"{size} bytes for {f'chunk {id}' if id else 'a new chunk'} are more than the whole budget of "
                 f"{self._memory.budget}: raise the budget or split the data"
             )
+            error.never = True
+            raise error
 
     def _no_room(self, size: int, id: int) -> str:
         return f"no room for {size} bytes ({f'chunk {id}' if id else 'a new chunk'})"

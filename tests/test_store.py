@@ -838,6 +838,23 @@ async def test_the_budget_changes_while_running_down_to_what_references_hold(sto
         assert len(data) == 8000
 
 
+async def test_nobody_waits_for_a_chunk_that_is_larger_than_the_whole_budget(tmp_path):
+    async with opening(tmp_path, DiskController()) as store:
+        with await store.create(bytes(300_000)) as handle:
+            id = handle.id
+    async with opening(tmp_path, DiskController(), budget=200_000) as store:
+        told = asyncio.get_running_loop().create_future()
+        with store.handle(id) as handle:
+            handle.resolve(told.set_result, wait=1000)
+            async with asyncio.timeout(30):
+                with pytest.raises(MemoryUnavailable, match="more than the whole budget of 200000") as caught:
+                    await handle.get(wait=1000)
+                assert (await told).status is Status.TEMPORARILY_UNAVAILABLE
+            assert caught.value.never
+            store.set_budget(400_000)
+            assert len(await handle.get(wait=30)) == 300_000
+
+
 async def test_a_running_budget_takes_the_forms_that_opening_takes(store):
     store.set_budget("2M")
     assert store.stats().budget == 2 * 2**20
