@@ -144,9 +144,9 @@ class PageIn:
             allowed = f"the whole budget of {memory.budget}"
             if size <= memory.budget:
                 allowed = f"the {memory.limit} allowed while the machine is short of memory"
-            error = MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than {allowed}")
-            error.never = size > memory.budget
-            self._give_up(page, error)
+            too_large = MemoryUnavailable(f"chunk {page.id} has {size} bytes, more than {allowed}")
+            too_large.never = size > memory.budget
+            self._give_up(page, too_large)
         elif memory.hopeful or self._underway:
             token = self._underway[page] = object()
             request = self._waiting[page] = RoomRequest(size, False, lambda: self._room_granted(page, size, token))
