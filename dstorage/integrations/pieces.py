@@ -8,6 +8,7 @@ So the id of the one chunk, or of the index, stands for the contents, and tells 
 from __future__ import annotations
 
 import struct
+import weakref
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ WAIT_S = 60.0
 AHEAD = 2
 """Pieces asked for beyond the one that is used."""
 
+_unfinished: weakref.WeakKeyDictionary[Store, set[int]] = weakref.WeakKeyDictionary()
 _HEAD = struct.Struct("<8sQQ")
 _MAGIC = b"dstree\0\1"
 
@@ -38,13 +40,13 @@ class Pieces:
     Attributes:
         store: Where they are.
         piece_bytes: Length of a piece of what is written from now on.
-        unfinished: Chunks of files that are being written.
+        unfinished: Chunks of files that are being written to the store, by whomever.
     """
 
     def __init__(self, store: Store, files: Namespace | None, indexes: Namespace | None, piece_bytes: int) -> None:
         self.store = store
         self.piece_bytes = piece_bytes
-        self.unfinished: set[int] = set()
+        self.unfinished = _unfinished.setdefault(store, set())
         self._files = files
         self._indexes = indexes
 

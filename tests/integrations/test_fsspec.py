@@ -345,6 +345,16 @@ def test_putting_tells_how_far_it_is(fs, tmp_path):
     assert fs.cat("a") == b"x" * 9_000_000
 
 
+def test_collecting_leaves_what_others_are_writing_to_the_same_store(fs, tmp_path):
+    other = DStorageFileSystem(tmp_path / "s")
+    data = bytes(range(256)) * 20_000
+    with fs.open("a", "wb") as file:
+        file.write(data)
+        fs.commit()
+        assert other.collect() == 0
+    assert fs.cat("a") == data
+
+
 # -- life -------------------------------------------------------------------------------------------------------------
 
 
