@@ -134,6 +134,9 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
             held, ids = place.held, place.ids
             if held is not None:
                 return bytearray(held)
+            if not ids:
+                # On its way to the store, or lent from there, between one look and the other.
+                continue
             try:
                 if len(ids) == 1:
                     return self._copy(ids[0]) or bytearray(self._store.get(ids[0], wait=WAIT_S))

@@ -81,6 +81,23 @@ async def _memory_used(store):
     return store.stats().used - store.stats().stray
 
 
+def test_a_value_that_is_lent_while_it_is_looked_for_is_found(mapping):
+    class Lent:
+        """Another thread lends it between the looks at `held` and at `ids`."""
+
+        size = 3
+        ids = ()
+        looks = 0
+
+        @property
+        def held(self):
+            self.looks += 1
+            return None if self.looks == 1 else bytearray(b"abc")
+
+    mapping._places["a"] = Lent()
+    assert mapping["a"] == b"abc"
+
+
 def test_keys_are_whatever_is_hashable(mapping):
     for key in ("a", ("a", 1), 7, b"x", frozenset()):
         mapping[key] = str(key).encode()
