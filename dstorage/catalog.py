@@ -55,8 +55,8 @@ class _Shared:
         self.env = env
         self.read_only = read_only
         self.users: list[Catalog] = []
-        self.looking: set[int] = set()
-        """Threads that are looking something up. Not a lock: with one, threads that look up much spend their time waiting for each other."""
+        self.looking: dict[int, lmdb.Transaction] = {}
+        """Threads that are looking something up, and in what. Not a lock: with one, threads that look up much spend their time waiting for each other."""
         self.moving = False
         self._lock = threading.Lock()
 
@@ -170,7 +170,7 @@ class Catalog:
         except BaseException:
             self._leave()
             raise
-        self._txn = self._env.begin()
+        self._txn = self._begin()
         self._former: list[lmdb.Transaction] = []
         """Earlier ones, in which somebody may be looking something up still."""
         self.has_copies = self._any_copies()
@@ -237,15 +237,15 @@ class Catalog:
         thread = threading.get_ident()
         shared = self._shared
         try:
-            # In this order: who wants to be alone raises the flag first, and looks who is here after that.
-            shared.looking.add(thread)
-            if shared.moving:
+            # In this order: who ends a transaction sets another one or raises the flag first, and looks who is here after that.
+            shared.looking[thread] = txn = self._txn
+            if shared.moving or self._txn is not txn:
                 return None
-            raw = self._txn.get(KEY.pack(id), db=self._records)
+            raw = txn.get(KEY.pack(id), db=self._records)
         except (lmdb.Error, struct.error):  # Closed, damaged, grown by another process; or no id at all.
             return None
         finally:
-            shared.looking.discard(thread)
+            shared.looking.pop(thread, None)
         return None if raw is None else unpack_record(raw)
 
     def _damaged(self, error: lmdb.Error) -> CorruptData:
@@ -363,20 +363,27 @@ class Catalog:
         """See the newest commit, also one of another process."""
         former = self._txn
         try:
-            self._txn = self._env.begin()
+            self._txn = self._begin()
         except lmdb.MapResizedError:
             self._set_size(0)
         else:
             self._former.append(former)
-        # Who comes to look something up from here on sees the new one.
-        if not self._shared.looking:
-            self._end_former()
+        self._end_former()
         self.has_copies = self._any_copies()
 
     def _end_former(self) -> None:
+        """End the earlier transactions in which nobody looks any more: each keeps the pages of its commit from being used again."""
+        looked_in = self._shared.looking.copy().values()
         for former in self._former:
-            former.abort()
-        self._former.clear()
+            if former not in looked_in:
+                former.abort()
+        self._former = [former for former in self._former if former in looked_in]
+
+    def _begin(self) -> lmdb.Transaction:
+        """A transaction to read in, in any thread: what LMDB notes down at the first look into a table is noted here."""
+        txn = self._env.begin()
+        txn.stat(self._records)
+        return txn
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -409,7 +416,7 @@ class Catalog:
                 user._txn.abort()
             self._env.set_mapsize(size)
             for user in self._shared.users:
-                user._txn = self._env.begin()
+                user._txn = user._begin()
 
     def superseded(self, ids: Iterable[int]) -> dict[int, tuple[Record, ...]]:
         """The committed places, all copies, of those `ids` that have any (for the writer thread)."""
@@ -492,7 +499,7 @@ def _after_fork() -> None:
     """
     for shared in _shared.values():
         for catalog in shared.users:
-            del catalog._env, catalog._txn, catalog._shared
+            del catalog._env, catalog._txn, catalog._former, catalog._shared
     _shared.clear()
 
 

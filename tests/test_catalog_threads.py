@@ -116,3 +116,14 @@ def test_a_new_commit_is_seen_at_once_and_does_not_wait_for_who_looks_into_the_o
     assert slow.done == ["looked up"]
     catalog.refresh()
     assert slow.done == ["looked up", "ended"], "the next one ends it"
+
+
+def test_who_looks_long_into_one_commit_keeps_no_later_one(held):
+    catalog, _, let_go = held
+    for controller in range(50):
+        catalog.apply(Changes(records={1: Record(2, controller, Locator(2, 2, 2))}))
+        catalog.refresh()
+    assert str(catalog._env.readers()).count("\n") <= 4
+    assert catalog.look_up(1).controller == 49
+    let_go()
+    catalog.refresh()
