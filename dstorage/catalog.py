@@ -55,7 +55,7 @@ class _Shared:
         self.env = env
         self.read_only = read_only
         self.users: list[Catalog] = []
-        self.looking: dict[int, lmdb.Transaction] = {}
+        self.looking: dict[int, lmdb.Transaction[bytes]] = {}
         """Threads that are looking something up, and in what. Not a lock: with one, threads that look up much spend their time waiting for each other."""
         self.moving = False
         self._lock = threading.Lock()
@@ -171,7 +171,7 @@ class Catalog:
             self._leave()
             raise
         self._txn = self._begin()
-        self._former: list[lmdb.Transaction] = []
+        self._former: list[lmdb.Transaction[bytes]] = []
         """Earlier ones, in which somebody may be looking something up still."""
         self.has_copies = self._any_copies()
 
@@ -379,7 +379,7 @@ class Catalog:
                 former.abort()
         self._former = [former for former in self._former if former in looked_in]
 
-    def _begin(self) -> lmdb.Transaction:
+    def _begin(self) -> lmdb.Transaction[bytes]:
         """A transaction to read in, in any thread: what LMDB notes down at the first look into a table is noted here."""
         txn = self._env.begin()
         txn.stat(self._records)
