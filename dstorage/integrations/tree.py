@@ -200,7 +200,7 @@ class Tree:
         while True:
             entry = self.file(path)
             if version is not None and entry.number != version:
-                raise Deleted(f"{path!r} was replaced while it was read: open it again", id=version)
+                raise _replaced(path, version)
             try:
                 return await self._pieces.read(entry.number, start, stop)
             except Deleted:
@@ -208,13 +208,21 @@ class Tree:
                 if self._find_file(split(path)) == entry:
                     raise
 
-    def pieces(self, path: str) -> AsyncIterator[memoryview]:
+    async def pieces(self, path: str) -> AsyncIterator[memoryview]:
         """Contents of a file from begin to end, piece by piece, as they lie in memory.
 
         Raises:
-            Deleted: (While iterating) It was replaced meanwhile.
+            FileNotFoundError, IsADirectoryError: There is no such file.
+            Deleted: It was replaced meanwhile.
         """
-        return self._pieces.iterate(self.file(path).number)
+        entry = self.file(path)
+        try:
+            async for piece in self._pieces.iterate(entry.number):
+                yield piece
+        except Deleted as error:
+            if self._find_file(split(path)) == entry:
+                raise
+            raise _replaced(path, entry.number) from error
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -298,15 +306,22 @@ class Tree:
         Raises:
             FileNotFoundError, IsADirectoryError: There is no file `source`, or `target` is a directory.
         """
-        pieces = self.pieces(source)
-        contents = self.writer(target)
-        try:
-            async for piece in pieces:
-                await contents.append(piece)
-            await contents.seal()
-            await self.publish(target, contents)
-        finally:
-            contents.abort()
+        while True:
+            entry = self.file(source)
+            contents = self.writer(target)
+            try:
+                async for piece in self._pieces.iterate(entry.number):
+                    await contents.append(piece)
+                await contents.seal()
+                await self.publish(target, contents)
+            except Deleted:
+                # Replaced meanwhile: once more, with what is there now.
+                if self._find_file(split(source)) == entry:
+                    raise
+            else:
+                return
+            finally:
+                contents.abort()
 
     async def move(self, source: str, target: str) -> None:
         """Rename a file or a directory; a file at `target` is replaced by a file.
@@ -438,6 +453,10 @@ class Tree:
         """Numbers of all files; in one go, for one that is moved meanwhile must not be missed (half a second for a million)."""
         names = self.store.names(PREFIX)
         return {number for name, number in names if len(name) > len(PREFIX) and not name.endswith(b"/")}
+
+
+def _replaced(path: str, version: int) -> Deleted:
+    return Deleted(f"{path!r} was replaced while it was read: open it again", id=version)
 
 
 def split(path: str) -> list[str]:

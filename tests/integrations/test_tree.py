@@ -10,7 +10,7 @@ import random
 import pytest
 
 import dstorage
-from dstorage.integrations.pieces import Index
+from dstorage.integrations.pieces import Index, PieceWriter
 from dstorage.integrations.tree import MAX_COMPONENT_BYTES, Tree
 
 PIECE = 1000
@@ -247,6 +247,31 @@ async def test_files_larger_than_memory_are_streamed(tmp_path):
         await tree.copy("large", "copy")
         assert bytes(await tree.read("copy", 299_999, 600_001)) == b"".join(blocks)[299_999:600_001]
         assert store.memory_used <= 2**20
+
+
+async def test_what_is_copied_and_replaced_meanwhile_is_copied_as_it_is_then(tree, monkeypatch):
+    await tree.write("a", b"1" * 5 * PIECE)
+    append = PieceWriter.append
+    appended = []
+
+    async def replacing(contents, piece):
+        appended.append(piece)
+        if len(appended) == 2:
+            await tree.write("a", b"2" * 3 * PIECE)
+        await append(contents, piece)
+
+    monkeypatch.setattr(PieceWriter, "append", replacing)
+    await tree.copy("a", "b")
+    assert bytes(await tree.read("b")) == b"2" * 3 * PIECE
+    assert await tree.collect() == 0
+    reading = tree.pieces("a")
+    await anext(reading)
+    await tree.remove("a")
+    with pytest.raises(dstorage.Deleted, match="'a' was replaced"):
+        async for _ in reading:
+            pass
+    with pytest.raises(FileNotFoundError):
+        await tree.copy("a", "b")
 
 
 async def test_a_read_only_store_shows_its_tree(tmp_path):
