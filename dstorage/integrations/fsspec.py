@@ -23,7 +23,7 @@ from fsspec.core import has_magic
 from fsspec.utils import stringify_path, tokenize
 
 from dstorage import blocking
-from dstorage.errors import InvalidArgumentError
+from dstorage.errors import ChunkError, InvalidArgumentError
 from dstorage.integrations.fsspec_file import MODES, READ_AHEAD_BYTES, WRITE_BYTES, File, Upload, read
 from dstorage.integrations.mount import Mount, Source
 from dstorage.integrations.tree import AT_A_TIME, Entry, Tree
@@ -162,6 +162,9 @@ class DStorageFileSystem(AsyncFileSystem, metaclass=_Instances):  # type: ignore
     def ukey(self, path: str) -> str:
         """A text that is another one each time the file is written."""
         return str(tokenize(self.fsid, self.info(path)))
+
+    async def _exists(self, path: str, **kwargs: Any) -> bool:
+        return await self._mount.now(_exists, self._strip_protocol(path))
 
     # -- whole files --------------------------------------------------------------------------------------------------
 
@@ -333,6 +336,12 @@ async def _info(tree: Tree, path: str) -> dict[str, Any]:
     return await _line(tree, path, entry)
 
 
+def _exists(tree: Tree, path: str) -> bool:
+    with suppress(InvalidArgumentError):
+        return tree.find(path) is not None
+    return False
+
+
 async def _list(tree: Tree, path: str) -> list[dict[str, Any]]:
     info = await _info(tree, path)
     if info["type"] == "file":
@@ -341,9 +350,15 @@ async def _list(tree: Tree, path: str) -> list[dict[str, Any]]:
     for count, entry in enumerate(tree.entries(path), 1):
         if count % AT_A_TIME == 0:
             await asyncio.sleep(0)
-        # One that is removed meanwhile is not in the list.
-        with suppress(FileNotFoundError, IsADirectoryError):
-            lines.append(await _line(tree, f"{path}/{entry.name}" if path else entry.name, entry))
+        where = f"{path}/{entry.name}" if path else entry.name
+        try:
+            lines.append(await _line(tree, where, entry))
+        except (FileNotFoundError, IsADirectoryError):
+            # Removed meanwhile.
+            continue
+        except ChunkError:
+            # Its length cannot be had, as who opens it is told.
+            lines.append({"name": where, "size": None, "type": "file", "version": entry.number})
     return lines
 
 

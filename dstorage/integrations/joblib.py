@@ -6,13 +6,14 @@ run code with.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 from joblib import register_store_backend
 from joblib._store_backends import CacheItemInfo, StoreBackendBase, StoreBackendMixin
 
-from dstorage.errors import InvalidArgumentError
+from dstorage.errors import ChunkError, InvalidArgumentError
 from dstorage.integrations.fsspec import DStorageFileSystem
 from dstorage.integrations.tree import Tree
 
@@ -94,7 +95,9 @@ async def _items(tree: Tree, path: str) -> list[CacheItemInfo]:
         if name == OUTPUT:
             size = 0
             for other in tree.entries(directory):
-                size += await tree.size(f"{directory}/{other.name}")
+                # One that is damaged counts for nothing; it goes with the others.
+                with suppress(ChunkError):
+                    size += await tree.size(f"{directory}/{other.name}")
             record = tree.store.record(entry.number)
             used = datetime.now() if record is None else datetime.fromtimestamp(record.last_access / 1e9)
             items.append(CacheItemInfo(directory, size, used))

@@ -287,6 +287,25 @@ def test_listing_globbing_and_sizes(fs):
     ]
 
 
+def test_a_damaged_file_is_listed_and_removed(fs):
+    fs.pipe({"a/1": bytes(5 * 2**20), "a/2": b"22"})
+
+    async def lose(tree):
+        with tree.store.handle(tree.file("a/1").number) as handle:
+            handle.delete()
+
+    fs._mount.call(lose)
+    assert [(info["name"], info["size"]) for info in fs.ls("a")] == [("a/1", None), ("a/2", 2)]
+    assert fs.exists("a/1")
+    with pytest.raises(dstorage.Deleted):
+        fs.open("a/1")
+    fs.rm("a/1")
+    assert fs.find("a") == ["a/2"]
+    # Its pieces were known to the index alone.
+    fs.commit()
+    assert fs.collect() == 5
+
+
 def test_moving_renames_at_once(fs):
     fs.pipe({"a/1": b"1", "a/b/2": b"2", "c/3": b"3"})
     number = fs.info("a/1")["version"]

@@ -94,6 +94,25 @@ def test_the_oldest_leave_when_there_is_too_much(memory):
     assert calls == [2]
 
 
+def test_what_is_lost_is_computed_again(memory, caplog):
+    cached = memory.cache(double)
+    array = np.arange(10**6)
+    cached(array)
+    files = memory.store_backend.files
+    (path,) = files.glob("**/output.pkl")
+
+    async def lose(tree):
+        with tree.store.handle(tree.file(path).number) as handle:
+            handle.delete()
+
+    files._mount.call(lose)
+    assert len(memory.store_backend.get_items()) == 1
+    assert cached(array)[7] == 14
+    assert "Exception while loading results" in caplog.text
+    assert cached(array)[7] == 14
+    assert calls == [2, 2]
+
+
 def test_mapping_into_memory_is_refused(tmp_path):
     with pytest.raises(dstorage.InvalidArgumentError, match="mmap_mode"):
         joblib.Memory(tmp_path / "s", backend="dstorage", mmap_mode="r")
