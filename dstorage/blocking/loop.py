@@ -320,7 +320,8 @@ class LoopThread:
 
     def check_caller(self) -> None:
         """Raise `UsageError` on the loop itself."""
-        if threading.get_ident() == self._thread.ident:
+        # When it has ended, another thread may have its number.
+        if threading.get_ident() == self._thread.ident and self._thread.is_alive():
             raise UsageError(
                 "a blocking call on the store's own loop would wait for itself for ever: use `store.inner` and await there"
             )

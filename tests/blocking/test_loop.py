@@ -67,6 +67,13 @@ def test_a_call_from_the_loop_itself_is_refused(loop):
         loop.call_sync(lambda: loop.call_sync(print))
 
 
+def test_a_thread_that_has_the_number_of_the_ended_loop_is_not_taken_for_it(loop, monkeypatch):
+    loop.stop()
+    monkeypatch.setattr(loop._thread, "_ident", threading.get_ident())
+    with pytest.raises(ClosedError):
+        loop.call_sync(int)
+
+
 def test_an_interrupt_before_a_call_is_begun_means_it_never_is(loop, monkeypatch):
     called = []
     busy = Busy(loop)
