@@ -218,6 +218,31 @@ def test_who_only_reads_does_so_beside_the_process_that_writes(store, tmp_path):
             reader.set_sync("a", cpu.Buffer.from_bytes(b"3"))
 
 
+FORKED = """
+import multiprocessing, sys
+import zarr
+from dstorage.integrations.zarr import ZarrStore
+
+array = zarr.open_array(ZarrStore(sys.argv[1], read_only=True), path="a", mode="r")
+print(array[:].sum(), flush=True)
+for _ in range(2):
+    process = multiprocessing.get_context("fork").Process(target=lambda: print(array[:].sum(), flush=True))
+    process.start()
+    process.join()
+print(array[:].sum())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_forked_children_read_on(tmp_path):
+    with ZarrStore(tmp_path / "s", pressure=False) as store:
+        zarr.create_array(store, name="a", data=np.arange(100), chunks=10)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, tmp_path / "s"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["4950"] * 4, done.stderr
+
+
 def test_a_store_that_only_looks_leaves_writing_to_others(tmp_path):
     with pytest.raises(dstorage.NotAStoreError):
         ZarrStore(tmp_path / "s", read_only=True).get_sync("a")
