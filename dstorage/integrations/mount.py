@@ -80,8 +80,8 @@ class Mount:
                 elif isinstance(self.source, blocking.Store):
                     self._facade, self._store = self.source, self.source.inner
                 else:
-                    self._shared = _acquire(self.path, self.options, self._join)
-                    self._facade, self._store = self._shared.store, self._shared.store.inner
+                    self._shared, self._facade = _acquire(self.path, self.options, self._join)
+                    self._store = self._facade.inner
             return self._store
 
     def close(self) -> None:
@@ -222,34 +222,52 @@ def _awaitable(
 
 
 class _Shared:
-    """A store open for all who name its path."""
+    """A store open for all who name its path.
 
-    def __init__(self, key: tuple[Path, bool], options: dict[str, Any]) -> None:
+    Attributes:
+        key: Its path, and whether it is read-only.
+        options: Arguments for `dstorage.open`.
+        users: Who has it, or waits for it.
+        lock: Held while it is opened or closed; those who want it meanwhile wait, and nobody else does.
+        store: The store, while there are users.
+    """
+
+    def __init__(self, key: tuple[Path, bool]) -> None:
         self.key = key
-        self.options = options
+        self.options: dict[str, Any] = {}
         self.users = 0
-        self.store = blocking.open(key[0], **options)
+        self.lock = threading.Lock()
+        self.store: blocking.Store | None = None
 
 
 _shared: dict[tuple[Path, bool], _Shared] = {}
-"""By path, and whether they are read-only."""
 _mounts: weakref.WeakSet[Mount] = weakref.WeakSet()
 _lock = threading.Lock()
 
 
-def _acquire(path: Path, options: dict[str, Any], join: bool) -> _Shared:
+def _acquire(path: Path, options: dict[str, Any], join: bool) -> tuple[_Shared, blocking.Store]:
     looks = bool(options.get("read_only"))
     with _lock:
-        key = (path, looks and not (join and (path, False) in _shared))
-        shared = _shared.get(key)
+        shared = _shared.get((path, False))
+        if looks and not (join and shared is not None and shared.users):
+            shared = _shared.get((path, True))
         if shared is None:
-            shared = _shared[key] = _Shared(key, options)
+            shared = _shared[path, looks] = _Shared((path, looks))
+        if not shared.users:
+            shared.options = options
         elif _said(options) and _said(options) != _said(shared.options):
             raise InvalidArgumentError(
                 f"the store {path} is open in this process with {_said(shared.options) or 'no options'}: give the same, or none"
             )
         shared.users += 1
-        return shared
+    try:
+        with shared.lock:
+            if shared.store is None:
+                shared.store = blocking.open(path, **shared.options)
+            return shared, shared.store
+    except BaseException:
+        _release(shared)
+        raise
 
 
 def _said(options: dict[str, Any]) -> dict[str, Any]:
@@ -257,12 +275,15 @@ def _said(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _release(shared: _Shared) -> None:
-    with _lock:
-        shared.users -= 1
-        # Else a forked child's, which are the parent's.
-        if not shared.users and _shared.get(shared.key) is shared:
-            del _shared[shared.key]
-            shared.store.close()
+    with shared.lock:
+        with _lock:
+            shared.users -= 1
+            if shared.users or _shared.get(shared.key) is not shared:
+                # Others have it; or it is the parent's, in a forked child.
+                return
+        store, shared.store = shared.store, None
+        if store is not None:
+            store.close()
 
 
 def _forked() -> None:

@@ -137,6 +137,41 @@ def test_a_store_is_open_once_however_it_is_named(mount, tmp_path):
         other.close()
 
 
+def test_a_store_that_takes_its_time_to_close_keeps_nobody_from_another(mount, tmp_path, monkeypatch):
+    closing, go_on = threading.Event(), threading.Event()
+    close = dstorage.blocking.Store.close
+
+    def slow(store):
+        if store.path.name == "s":
+            closing.set()
+            go_on.wait(30)
+        close(store)
+
+    monkeypatch.setattr(dstorage.blocking.Store, "close", slow)
+    mount.call(Tree.write, "a", b"1")
+    again = Mount(tmp_path / "s", {"budget": 2**21, "pressure": False})
+    other = Mount(tmp_path / "t", OPTIONS)
+    with ThreadPoolExecutor() as pool:
+        closed = pool.submit(mount.close)
+        closing.wait()
+        waiting = pool.submit(again.call, Tree.read, "a")
+        assert pool.submit(other.call, ask).result(20) == 7
+        other.close()
+        assert not waiting.done()
+        go_on.set()
+        closed.result(20)
+        assert bytes(waiting.result(20)) == b"1"
+    again.close()
+
+
+def test_a_store_that_cannot_be_opened_can_be_later(mount, tmp_path):
+    with dstorage.blocking.open(tmp_path / "s", pressure=False):
+        for _ in range(2):
+            with pytest.raises(dstorage.StoreLocked):
+                mount.call(ask)
+    assert mount.call(ask) == 7
+
+
 def test_a_tree_that_was_made_while_it_was_closed_is_not_used(mount):
     """What was asked before the closing may come to an end after it."""
     mount.call(Tree.write, "a", b"1")
