@@ -1,8 +1,9 @@
 """Page-in: bytes on their way from controllers into memory.
 
 A read that the controller can answer at once (memory, page cache) is answered inside `begin`, with no task, no future and no trip
-round the loop. The others are gathered until the end of the loop iteration and go out as one batch per controller. One
-read per id, however many wait: the caller keeps the waiters.
+round the loop. The others are gathered until the end of the loop iteration. Small ones are asked for again for a moment, where that has been
+of use: a fast device answers sooner than a thread. What is left goes out as one batch per controller. One read per id, however many wait: the
+caller keeps the waiters.
 
 A chunk may be moved, and its old place freed by a commit, while it is being read. So an answer that fails its check counts only
 if the catalog still names the place that was read; otherwise the new place is read.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
@@ -37,21 +39,42 @@ RECHECK_S = 0.05
 """How often a page-in that waits for room looks whether there is still hope."""
 AHEAD_INLINE_BYTES = 2**18
 """What is larger and nobody waits for yet is not read on the loop, which would keep those waiting who do."""
-AGAIN_BYTES = 2**20
-"""Of one batch, asked for a second time on the loop at most."""
+POLLED_CHUNK_BYTES = 2**17
+"""What is larger is not waited for on the loop: its copying would cost as much there as a thread's help."""
+POLL_S = 150e-6
+"""So long nothing may come while the loop asks for it again and again."""
+POLLED_BYTES = 2**20
+POLLED_MISSES = 3
+"""In one step of that so much is read at most, and so many reads are asked for in vain: they come nearly in order."""
+MOST_LEFT_OUT = 256
+"""Batches, after which polling is tried again."""
 BATCHES_IN_FLIGHT = 16
 """Per controller; what comes after that waits its turn."""
 
 
 class _Lane:
-    """The reads of one controller: those gathered for the next batch, and how many batches are out."""
+    """The reads of one controller.
 
-    __slots__ = ("in_flight", "pending", "scheduled")
+    Attributes:
+        pending: Those gathered for the next batch.
+        large: One of these is too large to be read on the loop if it need not be.
+        in_flight: How many batches are out.
+        scheduled: `PageIn._send` will be called.
+        polled: When polling began, or was last of use; 0 while there is none.
+        in_vain: How many times polling is left out after it was in vain; doubled each time.
+        left_out: How many of these are still to come.
+    """
+
+    __slots__ = ("in_flight", "in_vain", "large", "left_out", "pending", "polled", "scheduled")
 
     def __init__(self) -> None:
         self.pending: list[tuple[Page, Record]] = []
+        self.large = False
         self.in_flight = 0
         self.scheduled = False
+        self.polled = 0.0
+        self.in_vain = 0
+        self.left_out = 0
 
 
 class PageIn:
@@ -245,12 +268,18 @@ class PageIn:
         if lane is None:
             lane = self._lanes[record.controller] = _Lane()
         lane.pending.append((page, record))
+        if record.locator.size > POLLED_CHUNK_BYTES:
+            lane.large = True
         if not lane.scheduled:
             lane.scheduled = True
             asyncio.get_running_loop().call_soon(self._send, record.controller, lane)
 
     def _send(self, index: int, lane: _Lane) -> None:
         lane.scheduled = False
+        if not (lane.in_flight or lane.large) and self._poll(index, lane):
+            self._memory.poke()
+            return
+        lane.large = False
         while lane.pending and lane.in_flight < BATCHES_IN_FLIGHT:
             count, total = 0, 0
             for _, record in lane.pending[:BATCH_CHUNKS]:
@@ -259,29 +288,54 @@ class PageIn:
                 if total >= BATCH_BYTES:
                     break
             batch, lane.pending = lane.pending[:count], lane.pending[count:]
-            if len(batch) > 1:
-                batch = self._ask_again(index, batch)
-            if batch:
-                lane.in_flight += 1
-                self._spawn(self._read(index, lane, batch))
+            lane.in_flight += 1
+            self._spawn(self._read(index, lane, batch))
         self._memory.poke()
 
-    def _ask_again(self, index: int, batch: list[tuple[Page, Record]]) -> list[tuple[Page, Record]]:
-        """Reads that were refused may have made the kernel begin to fetch the bytes; while the rest of a batch is gathered most of
-        them come. A task and a thread to wait for them would cost more than asking twice. Returns what did not come.
+    def _poll(self, index: int, lane: _Lane) -> bool:
+        """Ask once more for what is gathered; False if it is to be sent to threads.
+
+        A read that was refused has made the kernel begin to fetch the bytes, and a fast device has them before a task and a thread would
+        have begun to wait for them. Where it has not, polling is left out, for longer each time.
         """
+        if lane.left_out:
+            lane.left_out -= 1
+            return False
         entry = self._registry[index]
         controller = entry.controller if entry is not None else None
-        if controller is None:
-            return batch
-        left = AGAIN_BYTES
-        missed = []
-        for read in batch:
+        if controller is None or type(controller).read_nowait is Controller.read_nowait:
+            return False
+        gathered, lane.pending = lane.pending, []
+        missed = self._ask_again(entry, controller, gathered)
+        came = len(gathered) - len(missed)
+        lane.pending = missed + lane.pending
+        now = time.perf_counter()
+        if came or not lane.polled:
+            lane.polled = now
+        if came:
+            lane.in_vain = 0
+        if not lane.pending:
+            lane.polled = 0.0
+            return True
+        if now - lane.polled < POLL_S:
+            lane.scheduled = True
+            asyncio.get_running_loop().call_soon(self._send, index, lane)
+            return True
+        lane.polled = 0.0
+        lane.in_vain = lane.left_out = min(2 * lane.in_vain + 1, MOST_LEFT_OUT)
+        return False
+
+    def _ask_again(
+        self, entry: Entry | None, controller: Controller, reads: list[tuple[Page, Record]]
+    ) -> list[tuple[Page, Record]]:
+        """Ask a second time for reads, in order; returns those that have not come, or were not asked for after some that had not."""
+        left = POLLED_BYTES
+        missed: list[tuple[Page, Record]] = []
+        for number, read in enumerate(reads):
             page, record = read
             left -= record.locator.size
-            if left < 0:
-                missed.append(read)
-                continue
+            if left < 0 or len(missed) == POLLED_MISSES:
+                return missed + reads[number:]
             try:
                 buffer = controller.read_nowait(page.id, record.locator)
             except Exception as error:
