@@ -1,9 +1,7 @@
 """Page-in: bytes on their way from controllers into memory.
 
 A read that the controller can answer at once (memory, page cache) is answered inside `begin`, with no task, no future and no trip
-round the loop. The others are gathered until the end of the loop iteration. Small ones are asked for again for a moment, where that has been
-of use: a fast device answers sooner than a thread. What is left goes out as one batch per controller. One read per id, however many wait: the
-caller keeps the waiters.
+round the loop. The others go out together, in the `Lane` of their controller. One read per id, however many wait: the caller keeps the waiters.
 
 A chunk may be moved, and its old place freed by a commit, while it is being read. So an answer that fails its check counts only
 if the catalog still names the place that was read; otherwise the new place is read.
@@ -13,11 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
-from dstorage.controller import Buffer, Controller, ControllerStatus, ReadRequest
+from dstorage.controller import Buffer, Controller, ControllerStatus
 from dstorage.errors import (
     ControllerUnavailable,
     CorruptData,
@@ -27,54 +24,17 @@ from dstorage.errors import (
     TemporarilyUnavailable,
 )
 from dstorage.index import Index
+from dstorage.paging.lane import Lane
 from dstorage.paging.memory import Memory, RoomRequest
 from dstorage.paging.page import Page
 from dstorage.record import Record
 from dstorage.registry import Entry, Registry
 from dstorage.uses import FOLD, Uses
 
-BATCH_BYTES = 8 * 2**20
-BATCH_CHUNKS = 64
 RECHECK_S = 0.05
 """How often a page-in that waits for room looks whether there is still hope."""
 AHEAD_INLINE_BYTES = 2**18
 """What is larger and nobody waits for yet is not read on the loop, which would keep those waiting who do."""
-POLLED_CHUNK_BYTES = 2**17
-"""What is larger is not waited for on the loop: its copying would cost as much there as a thread's help."""
-POLL_S = 150e-6
-"""So long nothing may come while the loop asks for it again and again."""
-POLLED_BYTES = 2**20
-POLLED_MISSES = 3
-"""In one step of that so much is read at most, and so many reads are asked for in vain: they come nearly in order."""
-MOST_LEFT_OUT = 256
-"""Batches, after which polling is tried again."""
-BATCHES_IN_FLIGHT = 16
-"""Per controller; what comes after that waits its turn."""
-
-
-class _Lane:
-    """The reads of one controller.
-
-    Attributes:
-        pending: Those gathered for the next batch.
-        large: One of these is too large to be read on the loop if it need not be.
-        in_flight: How many batches are out.
-        scheduled: `PageIn._send` will be called.
-        polled: When polling began, or was last of use; 0 while there is none.
-        in_vain: How many times polling is left out after it was in vain; doubled each time.
-        left_out: How many of these are still to come.
-    """
-
-    __slots__ = ("in_flight", "in_vain", "large", "left_out", "pending", "polled", "scheduled")
-
-    def __init__(self) -> None:
-        self.pending: list[tuple[Page, Record]] = []
-        self.large = False
-        self.in_flight = 0
-        self.scheduled = False
-        self.polled = 0.0
-        self.in_vain = 0
-        self.left_out = 0
 
 
 class PageIn:
@@ -117,7 +77,7 @@ class PageIn:
         self._on_bad = on_bad
         self._refresh = refresh
         self._stalled = stalled
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[int, Lane] = {}
         self._underway: dict[Page, object] = {}
         """Page -> the token of its present read; an answer that carries another token is out of date."""
         self._troubles: dict[Page, list[tuple[Record, DStorageError]]] = {}
@@ -266,113 +226,17 @@ class PageIn:
             return
         lane = self._lanes.get(record.controller)
         if lane is None:
-            lane = self._lanes[record.controller] = _Lane()
-        lane.pending.append((page, record))
-        if record.locator.size > POLLED_CHUNK_BYTES:
-            lane.large = True
-        if not lane.scheduled:
-            lane.scheduled = True
-            asyncio.get_running_loop().call_soon(self._send, record.controller, lane)
+            lane = self._lanes[record.controller] = Lane(
+                record.controller, self._registry, self._memory, spawn=self._spawn, answered=self._answered
+            )
+        lane.add(page, record)
 
-    def _send(self, index: int, lane: _Lane) -> None:
-        lane.scheduled = False
-        if not (lane.in_flight or lane.large) and self._poll(index, lane):
-            self._memory.poke()
-            return
-        lane.large = False
-        while lane.pending and lane.in_flight < BATCHES_IN_FLIGHT:
-            count, total = 0, 0
-            for _, record in lane.pending[:BATCH_CHUNKS]:
-                count += 1
-                total += record.locator.size
-                if total >= BATCH_BYTES:
-                    break
-            batch, lane.pending = lane.pending[:count], lane.pending[count:]
-            lane.in_flight += 1
-            self._spawn(self._read(index, lane, batch))
-        self._memory.poke()
-
-    def _poll(self, index: int, lane: _Lane) -> bool:
-        """Ask once more for what is gathered; False if it is to be sent to threads.
-
-        A read that was refused has made the kernel begin to fetch the bytes, and a fast device has them before a task and a thread would
-        have begun to wait for them. Where it has not, polling is left out, for longer each time.
-        """
-        if lane.left_out:
-            lane.left_out -= 1
-            return False
-        entry = self._registry[index]
-        controller = entry.controller if entry is not None else None
-        if controller is None or type(controller).read_nowait is Controller.read_nowait:
-            return False
-        gathered, lane.pending = lane.pending, []
-        missed = self._ask_again(entry, controller, gathered)
-        came = len(gathered) - len(missed)
-        lane.pending = missed + lane.pending
-        now = time.perf_counter()
-        if came or not lane.polled:
-            lane.polled = now
-        if came:
-            lane.in_vain = 0
-        if not lane.pending:
-            lane.polled = 0.0
-            return True
-        if now - lane.polled < POLL_S:
-            lane.scheduled = True
-            asyncio.get_running_loop().call_soon(self._send, index, lane)
-            return True
-        lane.polled = 0.0
-        lane.in_vain = lane.left_out = min(2 * lane.in_vain + 1, MOST_LEFT_OUT)
-        return False
-
-    def _ask_again(
-        self, entry: Entry | None, controller: Controller, reads: list[tuple[Page, Record]]
-    ) -> list[tuple[Page, Record]]:
-        """Ask a second time for reads, in order; returns those that have not come, or were not asked for after some that had not."""
-        left = POLLED_BYTES
-        missed: list[tuple[Page, Record]] = []
-        for number, read in enumerate(reads):
-            page, record = read
-            left -= record.locator.size
-            if left < 0 or len(missed) == POLLED_MISSES:
-                return missed + reads[number:]
-            try:
-                buffer = controller.read_nowait(page.id, record.locator)
-            except Exception as error:
-                self._failed(page, record, self._explain(page, entry, error))
-                continue
-            if buffer is None:
-                missed.append(read)
-            else:
-                self._resolved(page, record, buffer)
-        return missed
-
-    async def _read(self, index: int, lane: _Lane, batch: list[tuple[Page, Record]]) -> None:
-        entry = self._registry[index]
-        answers: list[Buffer | Exception]
-        try:
-            if entry is None or entry.controller is None:
-                raise ControllerUnavailable("it was unloaded")
-            answers = await entry.controller.read([ReadRequest(page.id, record.locator) for page, record in batch])
-            if len(answers) != len(batch):
-                raise ControllerUnavailable(f"it gave {len(answers)} answers to {len(batch)} reads")
-        except Exception as error:
-            answers = [error] * len(batch)
-        except asyncio.CancelledError:
-            for page, record in batch:
-                self._failed(page, record, TemporarilyUnavailable("the store is closing", id=page.id))
-            raise
-        finally:
-            lane.in_flight -= 1
-            if lane.pending:
-                self._send(index, lane)
-        for (page, record), answer in zip(batch, answers, strict=True):
-            if isinstance(answer, Buffer):
-                self._resolved(page, record, answer)
-            else:
-                why = answer if isinstance(answer, Exception) else TypeError(f"it answered with {answer!r}")
-                self._failed(page, record, self._explain(page, entry, why))
-        self._memory.poke()
+    def _answered(self, page: Page, record: Record, answer: Buffer | Exception) -> None:
+        if isinstance(answer, Buffer):
+            self._resolved(page, record, answer)
+        else:
+            why = answer if isinstance(answer, Exception) else TypeError(f"it answered with {answer!r}")
+            self._failed(page, record, self._explain(page, self._registry[record.controller], why))
 
     def _resolved(self, page: Page, record: Record, buffer: Buffer) -> None:
         size = record.locator.size

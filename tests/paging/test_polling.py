@@ -9,8 +9,8 @@ import pytest
 from memory_controller import MemoryController
 
 import dstorage
-from dstorage.paging import pagein
-from dstorage.paging.pagein import MOST_LEFT_OUT, POLLED_CHUNK_BYTES
+from dstorage.paging import lane
+from dstorage.paging.lane import MOST_LEFT_OUT, POLLED_CHUNK_BYTES
 
 
 class Device(MemoryController):
@@ -37,7 +37,7 @@ def device():
 @pytest.fixture
 async def ids(tmp_path, device, monkeypatch):
     """Chunks that are on the device and not in memory; ids of small ones, the last one large."""
-    monkeypatch.setattr(pagein, "POLL_S", 5.0)
+    monkeypatch.setattr(lane, "POLL_S", 5.0)
     async with dstorage.open(tmp_path, budget="4M", commit_interval=None, pressure=None, controllers=[device]) as store:
         made = []
         for number in range(40):
@@ -92,7 +92,7 @@ async def test_others_have_their_turns_meanwhile(ids, device):
 async def test_what_does_not_come_is_read_by_a_thread_and_such_a_device_is_asked_less_and_less(
     ids, device, monkeypatch
 ):
-    monkeypatch.setattr(pagein, "POLL_S", 0.0)
+    monkeypatch.setattr(lane, "POLL_S", 0.0)
     store, made = ids
     device.usual = 10**9
     polled = []
@@ -108,7 +108,7 @@ async def test_what_does_not_come_is_read_by_a_thread_and_such_a_device_is_asked
 
 
 async def test_a_device_that_gets_fast_again_is_asked_each_time(ids, device, monkeypatch):
-    monkeypatch.setattr(pagein, "POLL_S", 0.0)
+    monkeypatch.setattr(lane, "POLL_S", 0.0)
     store, made = ids
     device.usual = 10**9
     for id in made[:8]:
@@ -170,7 +170,7 @@ async def test_the_close_does_not_wait_for_what_does_not_come(tmp_path, device, 
         await store.commit()
         store.set_budget(1)
         store.set_budget("4M")
-        monkeypatch.setattr(pagein, "POLL_S", 0.01)
+        monkeypatch.setattr(lane, "POLL_S", 0.01)
         device.usual = 10**9
         device.gate = asyncio.Event()
         handle = store.handle(id)
