@@ -50,14 +50,14 @@ class CallKey:
         function: The function.
         name: First element of the keys; by default its module and qualified name.
         typed: Tell arguments apart that are equal but of different types.
-        ignore: Numbers and names of parameters that do not matter.
+        ignore: Numbers and names of parameters that do not matter, or one of them.
 
     Raises:
         InvalidArgumentError: There is no such parameter to ignore, or the function has no name or no signature.
     """
 
     def __init__(
-        self, function: Callable[..., Any], name: str | None, *, typed: bool, ignore: Iterable[int | str]
+        self, function: Callable[..., Any], name: str | None, *, typed: bool, ignore: int | str | Iterable[int | str]
     ) -> None:
         try:
             self.name = name if name is not None else f"{function.__module__}.{function.__qualname__}"
@@ -69,7 +69,7 @@ class CallKey:
         self._typed = typed
         parameters = list(self._signature.parameters)
         self._ignore = set()
-        for which in ignore:
+        for which in (ignore,) if isinstance(ignore, int | str) else ignore:
             known = which in parameters if isinstance(which, str) else 0 <= which < len(parameters)
             if not known:
                 raise InvalidArgumentError(f"ignore={which!r}: {self.name} has the parameters {', '.join(parameters)}")

@@ -60,7 +60,7 @@ class MemoizeOptions(TypedDict, total=False):
         expire: Seconds to keep a result; None (the default) for ever.
         tag: Tag of the results.
         typed: Tell arguments apart that are equal but of different types (True and 1).
-        ignore: Numbers and names of parameters that do not matter for the result.
+        ignore: Numbers and names of parameters that do not matter for the result, or one of them ("self" of a method).
         early: Recompute before a result expires, the sooner the longer it took and the larger this is: 1.0 is a good value,
             0 (the default) is never. Who draws the lot computes, the others are served the old one; if it fails, so is he.
         misses: Remember for so many seconds that the function raised `LookupError` (`KeyError` and the like): who asks
@@ -71,7 +71,7 @@ class MemoizeOptions(TypedDict, total=False):
     expire: float | None
     tag: Key | None
     typed: bool
-    ignore: Iterable[int | str]
+    ignore: int | str | Iterable[int | str]
     early: float
     misses: float | None
 

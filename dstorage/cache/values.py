@@ -165,8 +165,11 @@ class Codec:
                     f"serializer {self._first.name!r} made a {type(payload).__name__} of a value: it has to make bytes"
                 )
             return Encoded(Kind.OBJECT, payload, self._first.name)
+        what = f"a value of type {type(value).__name__}"
+        if numpy is not None and isinstance(value, numpy.ndarray) and value.dtype.hasobject:
+            what = "a numpy array of Python objects"
         raise InvalidArgumentError(
-            f"a value of type {type(value).__name__} needs a serializer: open the cache with serializer='json' (text others "
+            f"{what} needs a serializer: open the cache with serializer='json' (text others "
             "can read), 'pickle' (only if nobody else can write the cache), or a dstorage.Serializer of your own"
         )
 

@@ -426,6 +426,8 @@ def test_misses_of_plain_functions(blocking, name):
         {"misses": -1},
         {"ignore": ["x"]},
         {"ignore": [3]},
+        {"ignore": 3},
+        {"ignore": "x"},
         {"beta": 1},
     ],
 )
@@ -516,6 +518,11 @@ def test_types_are_told_apart_on_request():
 
 
 def test_ignored_arguments_do_not_matter():
+    def call(self, a, log=None): ...
+
+    for one, same in ((0, "self"), ([0], ["self"])):
+        key = CallKey(call, "f", typed=False, ignore=one)
+        assert key((object(), 1), {}) == CallKey(call, "f", typed=False, ignore=same)((object(), 1), {})
     key = CallKey(lambda self, a, log=None: None, "f", typed=False, ignore=(0, "log"))
     assert key((object(), 1), {}) == key((object(), 1), {"log": object()}) == ("f", 1)
 

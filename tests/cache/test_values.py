@@ -111,6 +111,12 @@ def test_other_values_need_a_serializer_that_is_named(value):
         CODEC.encode(value)
 
 
+def test_an_array_of_objects_is_refused_as_such():
+    for value in (np.array([{}]), np.array([("a", 1)], [("name", object), ("n", int)])):
+        with pytest.raises(InvalidArgumentError, match="numpy array of Python objects"):
+            CODEC.encode(value)
+
+
 def test_serializers_by_name():
     assert back({"a": [1, None]}, Codec("json")) == {"a": [1, None]}
     assert back((1, Colour.RED), Codec("pickle")) == (1, Colour.RED)
