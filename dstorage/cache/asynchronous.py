@@ -73,6 +73,7 @@ class AsyncCache:
         options: For a directory: as for `dstorage.open` (`budget`, `commit_interval`, `controllers` and so on).
 
     Raises:
+        TypeError: There is no such option.
         InvalidArgumentError: An argument is out of range.
         StoreLocked: (on opening) It is open already, in another process or in this one.
         UsageError: (on opening) The given store has a cache of that name open.
@@ -90,6 +91,10 @@ class AsyncCache:
         clock: Callable[[], float] = time.time,
         **options: Unpack[OpenOptions],
     ) -> None:
+        unknown = options.keys() - OpenOptions.__annotations__.keys()
+        if unknown:
+            known = ", ".join([*(AsyncCache.__init__.__kwdefaults__ or ()), *OpenOptions.__annotations__])
+            raise TypeError(f"a cache takes no {', '.join(sorted(unknown))}: there are {known}")
         if isinstance(place, Store) and options:
             raise InvalidArgumentError(f"{', '.join(options)}: the store is open already; these are for a directory")
         # An empty name, of a variable that was not set perhaps, would make the working directory a cache, and private.

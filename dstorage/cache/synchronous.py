@@ -78,6 +78,7 @@ class Cache:
         options: For a directory: as for `dstorage.open` (`budget`, `commit_interval`, `controllers` and so on).
 
     Raises:
+        TypeError: There is no such option.
         InvalidArgumentError: An argument is out of range.
         StoreLocked: It is open already, in another process or in this one.
         UsageError: The given store has a cache of that name open.
@@ -116,7 +117,7 @@ class Cache:
                     "dstorage.blocking.open"
                 )
             # With the arguments checked before anything is made on the disk.
-            make(place)
+            make(place, **options)
             self.store = self._own = dstorage.blocking.opening.open(place, **options)
         self._loop = self.store.loop
         try:

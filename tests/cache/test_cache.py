@@ -264,6 +264,13 @@ def test_bad_arguments_make_no_directory(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize("face", [Cache, AsyncCache])
+def test_options_of_another_cache_are_refused_by_name(tmp_path, face):
+    with pytest.raises(TypeError, match=r"^a cache takes no cull_limit, timeout: .*size_limit.*budget"):
+        face(tmp_path / "c", timeout=60, cull_limit=0, budget="8M")
+    assert not (tmp_path / "c").exists()
+
+
 def test_two_processes_cannot_write_one_cache(tmp_path, cache):
     code = f"import dstorage; dstorage.Cache({str(tmp_path / 'c')!r}, pressure=False)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
