@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -54,9 +54,12 @@ class _Shared:
     def __init__(self, env: lmdb.Environment, read_only: bool) -> None:
         self.env = env
         self.read_only = read_only
+        self.holders = 0
+        """Catalogs that need the environment."""
         self.users: list[Catalog] = []
-        self.looking: dict[int, lmdb.Transaction[bytes]] = {}
-        """Threads that are looking something up, and in what. Not a lock: with one, threads that look up much spend their time waiting for each other."""
+        """Those of them that are open, each in a thread of its own perhaps."""
+        self.looking: dict[int, lmdb.Transaction[bytes] | None] = {}
+        """Threads that are looking something up, and in what, if that may be ended by others. Not a lock: with one, threads that look up much spend their time waiting for each other."""
         self.moving = False
         self._lock = threading.Lock()
 
@@ -65,6 +68,8 @@ class _Shared:
         """Nobody looks anything up inside the `with`, in which the map is moved or closed."""
         with self._lock:
             self.moving = True
+            # An interrupt may have kept this thread from saying that it has left.
+            self.looking.pop(threading.get_ident(), None)
             try:
                 while self.looking:
                     time.sleep(0)
@@ -72,11 +77,34 @@ class _Shared:
             finally:
                 self.moving = False
 
+    def __enter__(self) -> None:
+        """The map is not moved or closed inside the `with`, which does not nest: there may be another store's loop that wants to."""
+        looking, thread = self.looking, threading.get_ident()
+        # In this order: who is `alone` raises the flag first, and looks who is here after that.
+        looking[thread] = None
+        while self.moving:
+            del looking[thread]
+            with self._lock:
+                looking[thread] = None
+
+    def __exit__(self, *_: object) -> None:
+        del self.looking[threading.get_ident()]
+
 
 _shared: dict[Path, _Shared] = {}
+_sharing = threading.Lock()
+"""Held while an environment is opened or closed."""
 
 
 def _share(path: Path, *, data_bytes: int, read_only: bool) -> _Shared:
+    """The environment, which the caller has to leave again."""
+    with _sharing:
+        shared = _environment(path, data_bytes=data_bytes, read_only=read_only)
+        shared.holders += 1
+        return shared
+
+
+def _environment(path: Path, *, data_bytes: int, read_only: bool) -> _Shared:
     shared = _shared.get(path.resolve())
     if shared is None:
         try:
@@ -159,21 +187,22 @@ class Catalog:
         except lmdb.Error as error:
             raise CorruptData(f"{data} cannot be opened as a catalog: {error}") from error
         self._env = self._shared.env
-        self._shared.users.append(self)
+        self._former: list[lmdb.Transaction[bytes]] = []
+        """Earlier ones, in which somebody may be looking something up still."""
         try:
-            if not read_only and not self._env.stat()["entries"]:
-                if exists:
-                    # Left so by a process that was killed before it had made the tables, or emptied.
-                    self._refuse_beside_others()
-                self._make_tables()
-            self._open_tables()
+            with self._shared:
+                if not read_only and not self._env.stat()["entries"]:
+                    if exists:
+                        # Left so by a process that was killed before it had made the tables, or emptied.
+                        self._refuse_beside_others()
+                    self._make_tables()
+                self._open_tables()
+                self._txn = self._begin()
+                self.has_copies = self._any_copies()
+                self._shared.users.append(self)
         except BaseException:
             self._leave()
             raise
-        self._txn = self._begin()
-        self._former: list[lmdb.Transaction[bytes]] = []
-        """Earlier ones, in which somebody may be looking something up still."""
-        self.has_copies = self._any_copies()
 
     def _refuse_beside_others(self) -> None:
         """A new catalog would know nothing of what the controllers hold, and they would clear it away."""
@@ -227,7 +256,8 @@ class Catalog:
             CorruptData: The catalog is damaged there.
         """
         try:
-            raw = self._txn.get(KEY.pack(id), db=self._records)
+            with self._shared:
+                raw = self._txn.get(KEY.pack(id), db=self._records)
         except lmdb.Error as error:
             raise self._damaged(error) from error
         return None if raw is None else unpack_record(raw)
@@ -253,7 +283,10 @@ class Catalog:
 
     def copies(self, id: int) -> tuple[Record, ...]:
         """The committed records of the further places of `id`."""
-        raw = self._txn.get(KEY.pack(id), db=self._copies) if self.has_copies else None
+        if not self.has_copies:
+            return ()
+        with self._shared:
+            raw = self._txn.get(KEY.pack(id), db=self._copies)
         return () if raw is None else _unpack_copies(raw)
 
     def _any_copies(self) -> bool:
@@ -261,7 +294,8 @@ class Catalog:
 
     def get_name(self, name: bytes) -> int | None:
         """The id committed under `name`, or None."""
-        raw = self._txn.get(name, db=self._names)
+        with self._shared:
+            raw = self._txn.get(name, db=self._names)
         return None if raw is None else _ID.unpack(raw)[0]
 
     def names(self, prefix: bytes = b"", start: bytes = b"") -> Iterator[tuple[bytes, int]]:
@@ -271,7 +305,7 @@ class Catalog:
         """
         start = max(prefix, start)
         while True:
-            with self._txn.cursor(db=self._names) as cursor:
+            with self._shared, self._txn.cursor(db=self._names) as cursor:
                 if not cursor.set_range(start):
                     return
                 part = [(bytes(key), _ID.unpack(raw)[0]) for key, raw in islice(cursor, RECORDS_AT_A_TIME)]
@@ -294,7 +328,7 @@ class Catalog:
         while True:
             # No transaction stays open between two parts: it would keep the map from growing.
             try:
-                with self._txn.cursor(db=self._records) as cursor:
+                with self._shared, self._txn.cursor(db=self._records) as cursor:
                     if not cursor.set_range(KEY.pack(start)):
                         return
                     part = [(KEY.unpack(key)[0], unpack_record(raw)) for key, raw in islice(cursor, RECORDS_AT_A_TIME)]
@@ -307,16 +341,18 @@ class Catalog:
 
     def count(self) -> int:
         """Number of committed records; costs no scan."""
-        return int(self._txn.stat(self._records)["entries"])
+        with self._shared:
+            return int(self._txn.stat(self._records)["entries"])
 
     def next_id(self) -> int:
         """First id that was never handed out, as of the last reservation."""
-        return int(_ID.unpack(self._txn.get(b"next_id", _ID.pack(1), db=self._meta))[0])
+        with self._shared:
+            return int(_ID.unpack(self._txn.get(b"next_id", _ID.pack(1), db=self._meta))[0])
 
     def controllers(self) -> dict[int, dict[str, Any]]:
         """The list of controllers: index -> {name, kind, rank, settings, removed, draining}."""
         found = {}
-        for key, raw in self._txn.cursor(db=self._controllers):
+        for key, raw in self._entries(self._controllers, b""):
             try:
                 entry = json.loads(raw)
                 checked = {
@@ -335,41 +371,40 @@ class Catalog:
     def namespaces(self) -> dict[int, dict[str, Any]]:
         """Number -> {name, share} of each namespace."""
         found = {}
-        cursor = self._txn.cursor(db=self._meta)
-        if cursor.set_range(_NAMESPACE):
-            for key, raw in cursor:
-                if not key.startswith(_NAMESPACE):
-                    break
-                try:
-                    entry = json.loads(raw)
-                    found[int(key[len(_NAMESPACE) :])] = {"name": str(entry["name"]), "share": float(entry["share"])}
-                except (ValueError, KeyError, TypeError) as error:
-                    raise CorruptData(f"{self.path}: the entry {key!r} of a namespace is damaged") from error
+        for key, raw in self._entries(self._meta, _NAMESPACE):
+            try:
+                entry = json.loads(raw)
+                found[int(key[len(_NAMESPACE) :])] = {"name": str(entry["name"]), "share": float(entry["share"])}
+            except (ValueError, KeyError, TypeError) as error:
+                raise CorruptData(f"{self.path}: the entry {key!r} of a namespace is damaged") from error
         return found
 
     def state(self, controller: int) -> dict[int, bytes]:
         """The private state of one controller as of the last commit."""
-        found = {}
-        prefix = _INDEX_KEY.pack(controller)
-        cursor = self._txn.cursor(db=self._state)
-        if cursor.set_range(prefix):
-            for key, value in cursor:
-                if not key.startswith(prefix):
-                    break
-                found[_STATE_KEY.unpack(key)[1]] = value
-        return found
+        entries = self._entries(self._state, _INDEX_KEY.pack(controller))
+        return {_STATE_KEY.unpack(key)[1]: value for key, value in entries}
+
+    def _entries(self, table: Any, prefix: bytes) -> list[tuple[bytes, bytes]]:
+        """All of a small table whose keys begin with `prefix`."""
+        with self._shared, self._txn.cursor(db=table) as cursor:
+            if not cursor.set_range(prefix):
+                return []
+            return list(takewhile(lambda item: item[0].startswith(prefix), cursor))
 
     def refresh(self) -> None:
         """See the newest commit, also one of another process."""
-        former = self._txn
         try:
-            self._txn = self._begin()
+            self._look_anew()
         except lmdb.MapResizedError:
             self._set_size(0)
-        else:
+            self._look_anew()
+
+    def _look_anew(self) -> None:
+        with self._shared:
+            former, self._txn = self._txn, self._begin()
             self._former.append(former)
-        self._end_former()
-        self.has_copies = self._any_copies()
+            self._end_former()
+            self.has_copies = self._any_copies()
 
     def _end_former(self) -> None:
         """End the earlier transactions in which nobody looks any more: each keeps the pages of its commit from being used again."""
@@ -396,8 +431,9 @@ class Catalog:
         """
         # A reader of another process that was killed would keep the pages of its commit for ever.
         self._env.reader_check()
-        info = self._env.info()
-        page = self._env.stat()["psize"]
+        with self._shared:
+            info = self._env.info()
+            page = self._env.stat()["psize"]
         need = entries * 4 * page if entries < 4096 else entries * 512 + 4096 * 4 * page
         used = (info["last_pgno"] + 1) * page
         size = info["map_size"]
@@ -480,14 +516,16 @@ class Catalog:
             with self._shared.alone():
                 self._end_former()
                 self._txn.abort()
+                self._shared.users.remove(self)
             self._leave()
 
     def _leave(self) -> None:
-        self._shared.users.remove(self)
-        if not self._shared.users:
-            del _shared[self.path.resolve()]
-            with self._shared.alone():
-                self._env.close()
+        with _sharing:
+            self._shared.holders -= 1
+            if not self._shared.holders:
+                del _shared[self.path.resolve()]
+                with self._shared.alone():
+                    self._env.close()
 
     def __repr__(self) -> str:
         return f"<Catalog {str(self.path)!r}, {self.count()} records>"
@@ -497,6 +535,8 @@ def _after_fork() -> None:
     """An environment is its process's own: a child that went on with its parent's would read in the parent's name, and a page that it
     read when it ended would not be used again for as long as the parent lives. LMDB opens another one when nobody has the first.
     """
+    global _sharing
+    _sharing = threading.Lock()
     for shared in _shared.values():
         for catalog in shared.users:
             del catalog._env, catalog._txn, catalog._former, catalog._shared

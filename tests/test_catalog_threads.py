@@ -127,3 +127,61 @@ def test_who_looks_long_into_one_commit_keeps_no_later_one(held):
     assert catalog.look_up(1).controller == 49
     let_go()
     catalog.refresh()
+
+
+def test_the_map_does_not_move_under_a_reader_that_another_thread_has_beside_the_writer(tmp_path):
+    catalog = Catalog(tmp_path / "catalog")
+    record = Record(1, 0, Locator(1, 1, 1))
+    catalog.apply(Changes(records={1: record}))
+    reader = Catalog(tmp_path / "catalog", read_only=True)
+    reader._txn = slow = SlowTransaction(reader._txn)
+    answers = []
+    looking = threading.Thread(target=lambda: answers.append(reader.get(1)), name="looking")
+    looking.start()
+    assert slow.inside.wait(30)
+    moving = threading.Thread(target=catalog.grow)
+    moving.start()
+    while moving.is_alive() and not catalog._shared.moving:
+        pass
+    slow.go_on.set()
+    looking.join(30)
+    moving.join(30)
+    assert slow.done == ["looked up", "ended"]
+    assert answers == [record]
+    assert reader.get(1) == record
+    reader.close()
+    catalog.close()
+
+
+def test_the_map_does_not_move_under_who_opens_a_reader_beside_the_writer(tmp_path, monkeypatch):
+    catalog = Catalog(tmp_path / "catalog")
+    done, inside, go_on = [], threading.Event(), threading.Event()
+    open_tables = Catalog._open_tables
+
+    def slowly(self):
+        inside.set()
+        assert go_on.wait(30)
+        open_tables(self)
+        done.append("opened")
+
+    def grow():
+        catalog.grow()
+        done.append("grown")
+
+    monkeypatch.setattr(Catalog, "_open_tables", slowly)
+    opened = []
+    opening = threading.Thread(target=lambda: opened.append(Catalog(tmp_path / "catalog", read_only=True)))
+    opening.start()
+    assert inside.wait(30)
+    moving = threading.Thread(target=grow)
+    moving.start()
+    while moving.is_alive() and not catalog._shared.moving:
+        pass
+    go_on.set()
+    opening.join(30)
+    moving.join(30)
+    assert done == ["opened", "grown"]
+    assert opened[0].count() == 0
+    catalog.close()
+    assert opened[0].count() == 0, "the environment is there as long as one needs it"
+    opened[0].close()
