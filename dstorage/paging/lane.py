@@ -26,7 +26,7 @@ BATCHES_IN_FLIGHT = 16
 POLLED_CHUNK_BYTES = 2**17
 """What is larger is not waited for on the loop: its copying would cost as much there as a thread's help."""
 POLL_S = 150e-6
-"""So long nothing may come while the loop asks for it again and again."""
+"""So long the one that is to come next may be missing while the loop asks for it again and again."""
 POLLED_BYTES = 2**20
 POLLED_MISSES = 3
 """In one step of that so much is read at most, and so many reads are asked for in vain: they come nearly in order."""
@@ -86,7 +86,7 @@ class Lane:
         self._in_flight = 0
         """Batches."""
         self._polled = 0.0
-        """When polling began, or was last of use; 0 while there is none."""
+        """Since when the first of those gathered is the first that is asked for again; 0 while there is none."""
         self._in_vain = 0
         """How many times polling is left out after it was in vain; doubled each time."""
         self._left_out = 0
@@ -108,6 +108,7 @@ class Lane:
         self._scheduled = False
         if self._in_flight or self._large or not self._poll():
             self._large = False
+            self._polled = 0.0
             while self.pending and self._in_flight < BATCHES_IN_FLIGHT:
                 self._send_batch()
         self._memory.poke()
@@ -136,12 +137,12 @@ class Lane:
             return False
         gathered, self.pending = self.pending, []
         missed = self._ask_again(controller, gathered)
-        came = len(missed) < len(gathered)
         self.pending = missed + self.pending
         now = time.perf_counter()
-        if came or not self._polled:
+        if not (self._polled and missed and missed[0] is gathered[0]):
+            # Not each time something comes: then one that does not would wait for as long as others go on reading.
             self._polled = now
-        if came:
+        if len(missed) < len(gathered):
             self._in_vain = 0
         if not self.pending:
             self._polled = 0.0
@@ -149,7 +150,6 @@ class Lane:
         if now - self._polled < POLL_S:
             self._schedule()
             return True
-        self._polled = 0.0
         self._in_vain = self._left_out = min(2 * self._in_vain + 1, MOST_LEFT_OUT)
         return False
 

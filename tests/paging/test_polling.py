@@ -51,6 +51,11 @@ async def ids(tmp_path, device, monkeypatch):
         yield store, made
 
 
+async def begin_of(handle):
+    async with handle as data:
+        return bytes(data[:4])
+
+
 async def test_what_comes_soon_needs_no_thread(ids, device):
     store, made = ids
     async with store.handle(made[0]) as data:
@@ -105,6 +110,49 @@ async def test_what_does_not_come_is_read_by_a_thread_and_such_a_device_is_asked
     assert device.reads == made[:40]
     assert polled == [0, 2, 6, 14, 30], "the pauses double"
     assert MOST_LEFT_OUT < 1000
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock that goes on by one each time it is looked at; nothing is polled for longer than ten."""
+
+    class Clock:
+        now = 0
+
+        def perf_counter(self):
+            self.now += 1
+            return self.now
+
+    monkeypatch.setattr(lane, "time", Clock())
+    monkeypatch.setattr(lane, "POLL_S", 10)
+
+
+async def test_what_does_not_come_waits_for_a_thread_no_longer_because_others_come(ids, device, ticks):
+    store, made = ids
+    device.late[made[0]] = 10**9
+    late = asyncio.create_task(begin_of(store.handle(made[0])))
+    read = 0
+    for id in made[1:40]:
+        async with store.handle(id):
+            read += 1
+        if late.done():
+            break
+    assert await late == b"0000"
+    assert read < 10
+
+
+async def test_polling_that_a_large_read_ended_was_not_in_vain(ids, device, ticks):
+    store, made = ids
+    device.late[made[0]] = 10**9
+    late = asyncio.create_task(begin_of(store.handle(made[0])))
+    while len(device.asked) < 5:
+        await asyncio.sleep(0)
+    async with store.handle(made[-1]):
+        await late
+    lane.time.now += 1000
+    before = len(device.reads)
+    async with store.handle(made[1]):
+        assert len(device.reads) == before, "a new one is polled for as long as any"
 
 
 async def test_a_device_that_gets_fast_again_is_asked_each_time(ids, device, monkeypatch):
