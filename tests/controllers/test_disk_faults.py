@@ -451,6 +451,19 @@ async def test_of_very_many_holes_the_largest_are_punched_first_and_the_others_i
     }
 
 
+async def test_a_close_gives_back_no_more_than_it_has_time_for(bench, device, monkeypatch):
+    if not device.can_punch:
+        pytest.skip("this file system cannot punch holes")
+    monkeypatch.setattr("dstorage_controllers.disk.log.MOST_HOLES", 3)
+    places = await bench.put(chunks(1, 100, 4096))
+    await bench.commit(places)
+    assert len({layout.unpack(id, place).segment for id, place in places.items()}) > 3
+    await bench.controller.discard([(id, place) for id, place in places.items() if id % 8 == 1])
+    assert not device.punched, "it waits"
+    await bench.controller.close()
+    assert len(device.punched) == 3
+
+
 async def test_a_full_disk_gets_the_space_of_what_is_dead_before_anybody_is_refused(bench, device):
     if not device.can_punch:
         pytest.skip("this file system cannot punch holes")

@@ -69,7 +69,8 @@ def whole_pages(extents: Iterable[int], most: int) -> tuple[list[Range], list[Ra
     """
     joined = list(_joined(extents))
     joined.sort(key=_length)
-    return sorted(joined[-most:]), joined[:-most]
+    others = max(0, len(joined) - most)
+    return sorted(joined[others:]), joined[:others]
 
 
 def _joined(extents: Iterable[int]) -> Iterator[Range]:

@@ -32,7 +32,7 @@ WAITING_SEGMENTS = 2
 WAITING_BYTES = 16 * 2**20
 """Dead bytes that may wait to be given back: as many as are alive, or so many if that is more; but of two segments at most."""
 MOST_HOLES = 8192
-"""Punched in one go: half a second or so."""
+"""Punched in one go, in all segments together: half a second or so, which a close or an append on a full disk may have to wait."""
 SLACK_BYTES = 64 * 2**10
 """Free beyond what a chunk needs before a full disk counts as no longer full: file systems need some for themselves."""
 
@@ -364,11 +364,13 @@ class SegmentLog:
         self.punch(dead)
 
     def punch(self, dead: Dead) -> None:
-        """Blocking: give whole pages back to the file system, of each segment the `MOST_HOLES` largest holes; others go on waiting.
+        """Blocking: give whole pages back to the file system, `MOST_HOLES` at most, the largest of a segment first; others go on waiting.
         What the file system does not take is found by compaction.
         """
+        most = MOST_HOLES
         for segment, extents in dead.items():
-            ranges, left = whole_pages(extents, MOST_HOLES)
+            ranges, left = whole_pages(extents, most)
+            most -= len(ranges)
             with suppress(OSError), self.files.using(segment) as fd:
                 for first, length in ranges:
                     if not self.files.device.punch(fd, first, length):
