@@ -33,6 +33,14 @@ def test_just_the_pages_of_which_every_byte_is_dead_are_given_back(dying, length
     assert not (later and now) or min(length for _, length in now) >= max(length for _, length in later)
 
 
+def test_very_many_are_put_in_order_part_by_part(monkeypatch):
+    monkeypatch.setattr("dstorage_controllers.disk.holes._SORTED_AT_ONCE", 3)
+    holes, segment = Holes(), Segment(1, 0)
+    for at in (9, 1, 4, 0, 8, 3, 7, 2):
+        holes.add(segment, at * PAGE, PAGE)
+    assert whole_pages(holes.take_all()[segment], 8) == ([(0, 5 * PAGE), (7 * PAGE, 3 * PAGE)], [])
+
+
 def test_no_more_waits_than_is_allowed_and_the_segment_with_most_goes_first():
     holes = Holes()
     few, many, gone = Segment(1, 0), Segment(2, 0), Segment(3, 0)

@@ -8,12 +8,15 @@ together, or their whole segment dies, whose file is deleted. So they wait here,
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from heapq import merge
 
 from dstorage_controllers.disk.files import Segment
 from dstorage_controllers.disk.layout import PAGE
 
 _MASK32 = 2**32 - 1
+_SORTED_AT_ONCE = 8192
+"""Sorting keeps the interpreter, and the loop with it, from everybody else: a millisecond for so many, 25 for those of a segment."""
 
 Range = tuple[int, int]
 """Offset in a file, and length."""
@@ -61,7 +64,7 @@ class Holes:
         return taken
 
 
-def whole_pages(extents: Iterable[int], most: int) -> tuple[list[Range], list[Range]]:
+def whole_pages(extents: Sequence[int], most: int) -> tuple[list[Range], list[Range]]:
     """The whole pages inside extents as `Holes` gives them, neighbours joined.
 
     Returns:
@@ -73,9 +76,10 @@ def whole_pages(extents: Iterable[int], most: int) -> tuple[list[Range], list[Ra
     return sorted(joined[others:]), joined[:others]
 
 
-def _joined(extents: Iterable[int]) -> Iterator[Range]:
+def _joined(extents: Sequence[int]) -> Iterator[Range]:
     start = end = 0
-    for packed in sorted(extents):
+    parts = (extents[at : at + _SORTED_AT_ONCE] for at in range(0, len(extents), _SORTED_AT_ONCE))
+    for packed in merge(*map(sorted, parts)):
         first = packed >> 32
         if first != end:
             if pages := _inside(start, end):

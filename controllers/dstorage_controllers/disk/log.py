@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from uuid import UUID
 
@@ -21,7 +21,7 @@ from dstorage_controllers.disk.files import Segment, SegmentFiles, read_exactly,
 from dstorage_controllers.disk.holes import Holes, whole_pages
 from dstorage_controllers.disk.layout import ENTRY_BYTES, Committed, Place
 
-Dead = Mapping[Segment, Iterable[int]]
+Dead = Mapping[Segment, Sequence[int]]
 """Dead ranges by segment, as `Holes` gives them."""
 
 NEARLY_EMPTY = 32
