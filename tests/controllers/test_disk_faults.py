@@ -7,6 +7,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 from devices import FaultyDevice, write_directly
@@ -462,6 +463,29 @@ async def test_a_close_gives_back_no_more_than_it_has_time_for(bench, device, mo
     assert not device.punched, "it waits"
     await bench.controller.close()
     assert len(device.punched) == 3
+
+
+async def test_nothing_is_given_back_any_more_after_a_close_that_was_cancelled(bench, device):
+    if not device.can_punch:
+        pytest.skip("this file system cannot punch holes")
+    places = await bench.put(chunks(1, 12, 4096))
+    await bench.commit(places)
+    device.held.add("punch")
+    await bench.controller.discard([(id, places[id]) for id in range(1, 12, 2)])
+    before = os.listdir("/proc/self/fd")
+    closing = asyncio.create_task(bench.controller.close())
+    await eventually(lambda: device.calls["punch"] == 1, "a thread is at it")
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    device.gate.set()
+    await eventually(lambda: not threads_of(bench.controller), "the threads end")
+    assert device.calls["punch"] == 1, "others may have opened the files, and written behind the last commit's end"
+    assert len(os.listdir("/proc/self/fd")) < len(before), "the files are closed"
+
+
+def threads_of(controller):
+    return [thread for thread in threading.enumerate() if thread.name.startswith(f"dstorage-{controller.name}")]
 
 
 async def test_a_full_disk_gets_the_space_of_what_is_dead_before_anybody_is_refused(bench, device):

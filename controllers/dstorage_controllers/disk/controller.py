@@ -285,24 +285,28 @@ class DiskController(Controller):
             )
 
     async def close(self) -> None:
-        """Wait for what is under way and let go of files and threads; a second call does nothing."""
+        """Wait for what is under way and let go of files and threads; a second call does nothing. Cancelled, it lets go of them at once."""
         self._closing = True
         for timer in (self._recheck, self._tidying):
             if timer is not None:
                 timer.cancel()
         self._recheck = self._tidying = None
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        opened, self._open = self._open, None
-        if opened is not None:
-            await asyncio.wait({self._in(self._workers, opened.log.give_up_spares)})
-        for pool in (self._writer, self._workers):
-            if pool is not None:
-                # Idle by now: this takes no longer than the threads need to see it.
-                pool.shutdown()
-        self._writer = self._workers = None
-        if opened is not None:
-            opened.log.files.close(opened.log.segments.values())
+        try:
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+            if self._open is not None:
+                await asyncio.wait({self._in(self._workers, self._open.log.give_up_spares)})
+        finally:
+            opened, self._open = self._open, None
+            if opened is not None:
+                opened.log.closed = True
+            for pool in (self._writer, self._workers):
+                if pool is not None:
+                    # Idle by now, if this was not cancelled: it takes no longer than the threads need to see it.
+                    pool.shutdown(wait=not self._tasks, cancel_futures=True)
+            self._writer = self._workers = None
+            if opened is not None:
+                opened.log.files.close(opened.log.segments.values())
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -87,6 +87,8 @@ class SegmentLog:
         self._spares: list[int] = []
         """Numbers of dead segments whose files are kept."""
         self._holes = Holes()
+        self.closed = False
+        """Nothing is punched any more: somebody else may have opened the files, and have written behind what the last commit knows of."""
         self.discards = 0
         """How often something was discarded."""
 
@@ -373,7 +375,7 @@ class SegmentLog:
             most -= len(ranges)
             with suppress(OSError), self.files.using(segment) as fd:
                 for first, length in ranges:
-                    if not self.files.device.punch(fd, first, length):
+                    if self.closed or not self.files.device.punch(fd, first, length):
                         return
             with self.lock:
                 if not segment.gone:
