@@ -130,7 +130,8 @@ class PagedArray(Face[Iterator[Block], Any]):
         """A part of the array, read-only; not copied if it lies in one tile.
 
         It is as the array was at the call, whatever is written later. What is not copied shares memory with the store, and
-        counts in its budget as long as the view is held.
+        counts in its budget as long as the view is held; what was read straight from the system's page cache is the
+        program's own.
 
         Args:
             key: As for `read`.
