@@ -13,6 +13,7 @@ import pytest
 from devices import FaultyDevice, write_directly
 from dstorage_controllers.disk import Device, DiskController, layout
 from dstorage_controllers.disk import controller as controller_module
+from dstorage_controllers.disk.files import Segment, SegmentFiles
 
 from dstorage import ControllerFull, ControllerStatus, ControllerUnavailable, CorruptData, Locator, Lost
 from dstorage.controller import ReadRequest, WriteRequest
@@ -536,6 +537,31 @@ async def test_sparse_segments_can_be_compacted(tmp_path, punch):
         assert not (tmp_path / "own" / layout.file_name(number)).exists()
     assert await bench.get(records) == {id: wanted[id] for id in records}
     await bench.controller.close()
+
+
+def test_a_segment_may_be_begun_while_others_files_are_closed(tmp_path, device, monkeypatch):
+    monkeypatch.setattr("dstorage_controllers.disk.files.OPEN_FILES", 0)
+    files = SegmentFiles(device, tmp_path, read_only=False)
+    segments = {}
+
+    class Sibling(Segment):
+        """While it is looked at, the writer thread begins another."""
+
+        @property
+        def direct_fd(self):
+            segments[self.number + 1] = Segment(self.number + 1, 0)
+            return -1
+
+        @direct_fd.setter
+        def direct_fd(self, fd):
+            pass
+
+    segments[1] = Sibling(1, 0)
+    segments[5] = Segment(5, 0)
+    files.create(segments[5])
+    files.close_surplus(segments.values())
+    assert segments[5].fd == -1
+    assert sorted(segments) == [1, 2, 5]
 
 
 @pytest.mark.parametrize("direct", ["cached"], indirect=True)

@@ -468,8 +468,9 @@ class DiskController(Controller):
 
     def committed_bytes(self) -> int | None:
         """Live bytes of all segments, as the last commit left them."""
-        log = self._opened().log
-        return sum(segment.committed.live for segment in log.segments.values() if segment.committed is not None)
+        # The writer thread may begin another segment meanwhile: a list of them is made at once.
+        segments = list(self._opened().log.segments.values())
+        return sum(segment.committed.live for segment in segments if segment.committed is not None)
 
     async def _answer(self, job: asyncio.Future[T], what: str) -> T:
         try:

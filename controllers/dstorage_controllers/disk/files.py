@@ -210,7 +210,9 @@ class SegmentFiles:
         """On the loop: close the descriptors used longest ago when too many are open."""
         if self._open <= OPEN_FILES:
             return
-        for segment in sorted((s for s in segments if s.fd >= 0 or s.direct_fd >= 0), key=lambda s: s.touched):
+        # The writer thread may begin another meanwhile: a list of them is made at once.
+        opened = [segment for segment in list(segments) if segment.fd >= 0 or segment.direct_fd >= 0]
+        for segment in sorted(opened, key=lambda segment: segment.touched):
             with self._lock:
                 if self._open <= OPEN_FILES:
                     return
