@@ -285,6 +285,8 @@ class Memory:
         self.dirty_limit = int(limit * self.dirty_share)
         self.critical = critical
         self._policy.resize(limit)
+        # Much may have to leave at once: first what nobody looks at any more.
+        self.sweep()
         if critical:
             self._evict_to(0, "critical")
         else:

@@ -271,3 +271,21 @@ async def test_a_closed_store_has_nothing_in_memory_but_what_is_held(tmp_path, m
         await store.close()
     assert view == b"held"
     assert store.memory_used == len(b"held")
+
+
+async def test_a_smaller_budget_first_takes_what_nobody_looks_at_any_more(store):
+    views = []
+    for _ in range(6):
+        with await store.create(bytes(4096)) as handle:
+            views.append(handle.data[1:])
+            handle.delete()
+    made = []
+    for _ in range(8):
+        with await store.create(bytes(4096)) as handle:
+            made.append(handle)
+    await store.commit()
+    assert store.stats().stray == 6 * 4096
+    views.clear()
+    store.set_budget(8 * 4096)
+    assert all(handle.buffer is not None for handle in made)
+    assert store.stats().used == 8 * 4096
