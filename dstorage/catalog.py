@@ -61,6 +61,8 @@ class _Shared:
         self.looking: dict[int, lmdb.Transaction[bytes] | None] = {}
         """Threads that are looking something up, and in what, if that may be ended by others. Not a lock: with one, threads that look up much spend their time waiting for each other."""
         self.moving = False
+        self.writing = threading.Lock()
+        """Held while something is written, by a thread that whoever asked for it may have given up waiting for."""
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -445,7 +447,7 @@ class Catalog:
         self._set_size(self._env.info()["map_size"] * 2)
 
     def _set_size(self, size: int) -> None:
-        with self._shared.alone():
+        with self._shared.writing, self._shared.alone():
             # LMDB moves the map: no transaction of this process may be open meanwhile.
             for user in self._shared.users:
                 user._end_former()
@@ -467,7 +469,7 @@ class Catalog:
 
     def apply(self, changes: Changes) -> None:
         """Switch to a new state, durably and as one: the whole of `changes` or, on any exception, nothing."""
-        with self._env.begin(write=True) as txn:
+        with self._shared.writing, self._env.begin(write=True) as txn:
             records = self._records
             for id, last_access in changes.accessed.items():
                 raw = txn.get(KEY.pack(id), db=records)
@@ -497,17 +499,17 @@ class Catalog:
 
     def reserve_ids(self, next_id: int) -> None:
         """Promise, durably, never to hand out an id below `next_id` again."""
-        with self._env.begin(write=True, db=self._meta) as txn:
+        with self._shared.writing, self._env.begin(write=True, db=self._meta) as txn:
             txn.put(b"next_id", _ID.pack(next_id))
 
     def put_controller(self, index: int, entry: Mapping[str, object]) -> None:
         """Write one entry of the list of controllers (see `controllers`), durably."""
-        with self._env.begin(write=True, db=self._controllers) as txn:
+        with self._shared.writing, self._env.begin(write=True, db=self._controllers) as txn:
             txn.put(_INDEX_KEY.pack(index), json.dumps(dict(entry), sort_keys=True).encode())
 
     def put_namespace(self, number: int, *, name: str, share: float) -> None:
         """Write one entry of the list of namespaces, durably."""
-        with self._env.begin(write=True, db=self._meta) as txn:
+        with self._shared.writing, self._env.begin(write=True, db=self._meta) as txn:
             txn.put(_NAMESPACE + str(number).encode(), json.dumps({"name": name, "share": share}).encode())
 
     def close(self) -> None:

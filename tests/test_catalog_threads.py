@@ -185,3 +185,36 @@ def test_the_map_does_not_move_under_who_opens_a_reader_beside_the_writer(tmp_pa
     catalog.close()
     assert opened[0].count() == 0, "the environment is there as long as one needs it"
     opened[0].close()
+
+
+def test_the_map_does_not_move_while_something_is_written_for_somebody_who_waits_no_more(tmp_path):
+    catalog = Catalog(tmp_path / "catalog")
+    inside, go_on = threading.Event(), threading.Event()
+    record = Record(1, 0, Locator(1, 1, 1))
+
+    class Slow(dict):
+        def items(self):
+            inside.set()
+            assert go_on.wait(30)
+            return super().items()
+
+    errors = []
+
+    def grow():
+        try:
+            catalog.grow()
+        except Exception as error:
+            errors.append(error)
+
+    writing = threading.Thread(target=catalog.apply, args=[Changes(records=Slow({1: record}))])
+    writing.start()
+    assert inside.wait(30)
+    moving = threading.Thread(target=grow)
+    moving.start()
+    moving.join(0.1)
+    go_on.set()
+    writing.join(30)
+    moving.join(30)
+    assert not errors
+    assert catalog.get(1) == record
+    catalog.close()
