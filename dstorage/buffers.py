@@ -23,6 +23,8 @@ if sys.implementation.name == "cpython":
     _view_memory.restype = ctypes.py_object
     _view_memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 _BYTES_HEAD = bytes.__basicsize__ - 1
+SHARED_BYTES = 1
+"""Bytes objects this short are the interpreter's own, the same for all who have equal ones."""
 _WRITABLE = 0x200
 """The interpreter's PyBUF_WRITE."""
 
@@ -44,6 +46,14 @@ def fresh_bytes(size: int) -> tuple[bytes | None, bytearray | memoryview]:
         return None, bytearray(size)
     data: bytes = _allocate_bytes(None, size)
     return data, _view_memory(id(data) + _BYTES_HEAD, size, _WRITABLE)
+
+
+def fresh_bytes_at(size: int) -> tuple[bytes, int] | None:
+    """Bytes that nobody else knows yet, and the address to fill them at before anybody does; None where the interpreter does not let us."""
+    if _allocate_bytes is None or size <= SHARED_BYTES:
+        return None
+    data: bytes = _allocate_bytes(None, size)
+    return data, id(data) + _BYTES_HEAD
 
 
 def fresh_contents(size: int) -> tuple[bytes | bytearray, bytearray | memoryview]:

@@ -290,7 +290,8 @@ def test_between_the_layers_of_a_commit_nothing_old_is_found(store, cached, monk
     assert set(sizes) == {6000}
 
 
-def test_a_deleted_segment_is_closed_when_the_last_reader_is_through(tmp_path, monkeypatch):
+@pytest.mark.parametrize("held", [True, False])
+def test_a_deleted_segment_is_closed_when_the_last_reader_is_through(tmp_path, monkeypatch, held):
     from dstorage_controllers.disk import DiskController
     from dstorage_controllers.disk.device import Device
 
@@ -301,12 +302,23 @@ def test_a_deleted_segment_is_closed_when_the_last_reader_is_through(tmp_path, m
             super().__init__()
             self.reading, self.go_on, self.closed = threading.Event(), threading.Event(), []
 
-        def preadv(self, fd, buffers, offset, *, nowait=False):
+        @property
+        def can_read_held(self):
+            return held and super().can_read_held
+
+        def _wait(self, fd):
             if threading.current_thread().name == "reader":
                 self.reading.set()
                 assert self.go_on.wait(30)
                 assert fd not in self.closed
+
+        def preadv(self, fd, buffers, offset, *, nowait=False):
+            self._wait(fd)
             return super().preadv(fd, buffers, offset, nowait=nowait)
+
+        def read_held(self, fd, address, length, offset):
+            self._wait(fd)
+            return super().read_held(fd, address, length, offset)
 
         def close(self, fd):
             self.closed.append(fd)

@@ -71,6 +71,12 @@ class FaultyDevice(Device):
             raise BlockingIOError(errno.EAGAIN, "cold")
         return super().preadv(fd, buffers, offset, nowait=nowait)
 
+    def read_held(self, fd, address, length, offset):
+        self._meet("preadv_nowait")
+        if self.cold:
+            raise BlockingIOError(errno.EAGAIN, "cold")
+        return super().read_held(fd, address, length, offset)
+
     def pwritev(self, fd, buffers, offset):
         self._meet("pwritev")
         if self.room is None:

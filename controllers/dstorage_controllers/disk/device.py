@@ -48,6 +48,27 @@ def _find_fallocate() -> Callable[[int, int, int, int], int] | None:
 _fallocate = _find_fallocate()
 
 
+class _Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def _find_preadv2() -> Callable[[int, object, int, int, int], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        # This kind of library is called without letting go of the interpreter.
+        function = ctypes.PyDLL(None, use_errno=True).preadv2
+    except (OSError, TypeError, AttributeError):
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.POINTER(_Iovec), ctypes.c_int, ctypes.c_int64, ctypes.c_int)
+    function.restype = ctypes.c_ssize_t
+    call: Callable[[int, object, int, int, int], int] = function
+    return call
+
+
+_preadv2 = _find_preadv2()
+
+
 class Device:
     """The operating system's file calls.
 
@@ -171,6 +192,26 @@ class Device:
                 if len(piece) < len(buffer):
                     break
             return done
+
+    @property
+    def can_read_held(self) -> bool:
+        """Whether `read_held` has a chance."""
+        return self._nowait_flag != 0 and self._vectored and _preadv2 is not None
+
+    def read_held(self, fd: int, address: int, length: int, offset: int) -> int:
+        """`preadv(nowait=True)` to a memory address, keeping the interpreter's lock: to give it away and get it back takes several threads that
+        read at the same time longer than some microseconds of copying.
+
+        Raises:
+            BlockingIOError: The bytes are not in the page cache (or this system cannot tell).
+        """
+        if not self._nowait_flag or _preadv2 is None:
+            raise BlockingIOError(errno.EAGAIN, "reading without waiting is not to be had here")
+        done = _preadv2(fd, ctypes.byref(_Iovec(address, length)), 1, offset, self._nowait_flag)
+        if done < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+        return done
 
     def pwritev(self, fd: int, buffers: Sequence[bytes | Writable], offset: int) -> int:
         """Write `buffers`, at most `IOV_MAX` of them; may write less than asked for."""

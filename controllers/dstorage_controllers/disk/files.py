@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from dstorage_controllers.disk import layout
-from dstorage_controllers.disk.device import IOV_MAX, Device, Writable
+from dstorage_controllers.disk.device import IOV_MAX, Device
 from dstorage_controllers.disk.layout import ENTRY_BYTES, Committed
 
 OPEN_FILES = 256
@@ -191,14 +191,14 @@ class SegmentFiles:
         self.device.close(fd)
         return theirs
 
-    def read_cached(self, segment: Segment, buffer: Writable, offset: int) -> int:
-        """In any thread: read what is in the page cache; returns how much that was."""
+    def read_cached(self, segment: Segment, read: Callable[..., int], *args: object) -> int:
+        """In any thread: call `read` with a segment's descriptor and `args`; returns how much it read, 0 if it could not without waiting."""
         thread = threading.get_ident()
         try:
             # In this order: who closes takes the descriptor away first, and looks who is here after that.
             self._visitors[thread] = segment
             fd = segment.fd
-            return 0 if segment.gone or fd < 0 else self.device.preadv(fd, (buffer,), offset, nowait=True)
+            return 0 if segment.gone or fd < 0 else read(fd, *args)
         except OSError:
             return 0
         finally:

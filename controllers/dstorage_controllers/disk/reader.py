@@ -11,9 +11,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
-from dstorage.buffers import fresh_buffer, fresh_bytes, fresh_contents
+from dstorage.buffers import fresh_buffer, fresh_bytes_at, fresh_contents
 from dstorage.controller import Buffer
 from dstorage.errors import ChunkError, ControllerUnavailable, CorruptData, Lost
 from dstorage.record import Locator
@@ -28,6 +29,8 @@ INLINE_BYTES = 4 * 2**20
 """Read on the loop at most: what a page-cached read of one large chunk may cost."""
 BEHIND_BYTES = 8 * 2**20
 """A read so little behind the last one may be the same one, asked for again: it says nothing of the order."""
+HELD_BYTES = 256 * 2**10
+"""Copied out of the page cache in one go, while other threads wait, at most."""
 INLINE_DECODE_BYTES = 64 * 2**10
 """Decompressed or decrypted on the loop at most."""
 
@@ -143,16 +146,9 @@ class Reader:
             segment = self._log.segments.get(place.segment)
             if segment is None or place.stored == 0 or self._is_direct(place):
                 return None
-            data: bytes | bytearray | None
-            buffer: bytearray | memoryview
-            if writable:
-                data = buffer = fresh_buffer(place.stored)
-            else:
-                data, buffer = fresh_bytes(place.stored)
-            if self._log.files.read_cached(segment, buffer, place.first) != place.stored:
-                return None
+            data = self._read_cached(segment, place, writable=writable)
             if data is None:
-                data = bytes(buffer)
+                return None
             if not self._codec.matches(id, place, data):
                 return None
             # `read_nowait` goes on from here when it looks for an order in what is asked for.
@@ -161,6 +157,22 @@ class Reader:
             return chunk if isinstance(chunk, kind) else kind(chunk)
         except CorruptData:
             return None
+
+    def _read_cached(self, segment: Segment, place: Place, *, writable: bool) -> bytes | bytearray | None:
+        device, files, first, stored = self._device, self._log.files, place.first, place.stored
+        held = None if writable or stored > HELD_BYTES or not device.can_read_held else fresh_bytes_at(stored)
+        data: bytes | bytearray
+        if held is not None:
+            data, address = held
+            done = files.read_cached(segment, device.read_held, address, stored, first)
+        else:
+            buffer: bytearray | memoryview
+            if writable:
+                data = buffer = fresh_buffer(stored)
+            else:
+                data, buffer = fresh_contents(stored)
+            done = files.read_cached(segment, partial(device.preadv, nowait=True), (buffer,), first)
+        return data if done == stored else None
 
     def plan(self, requests: Sequence[tuple[int, Locator]], answers: Answers, threads: int) -> list[list[Run]]:
         """On the loop: jobs for `read_job`; requests that need no reading are answered at once."""
