@@ -37,6 +37,8 @@ KEPT_BYTES = 64 * 2**20
 """A catalog up to this large (about a million chunks) when it is opened is mapped as the system likes best: what is used of it stays in
 memory, and pages around what is missing are read as well. A larger one is advised to be read at random: no page is read in vain, but Linux
 then does not see which pages are in use, and in a control group with little memory drops them first."""
+KNOWN = 2**13
+"""Records that threads looked up, remembered at most until the next commit: a good mebibyte."""
 MAX_NAME_BYTES = 511
 """LMDB's limit on the length of a key."""
 
@@ -266,19 +268,30 @@ class Catalog:
 
     def look_up(self, id: int) -> Record | None:
         """The record of `id` as of the newest commit, for any thread; None also where only `get` can tell."""
+        txn, known = self._known
+        raw = known.get(id)
+        if raw is None:
+            raw = self._look_into(txn, id)
+            if raw is None:
+                return None
+            if len(known) >= KNOWN:
+                known.clear()
+            known[id] = raw
+        return unpack_record(raw)
+
+    def _look_into(self, txn: lmdb.Transaction[bytes], id: int) -> bytes | None:
         thread = threading.get_ident()
         shared = self._shared
         try:
             # In this order: who ends a transaction sets another one or raises the flag first, and looks who is here after that.
-            shared.looking[thread] = txn = self._txn
+            shared.looking[thread] = txn
             if shared.moving or self._txn is not txn:
                 return None
-            raw = txn.get(KEY.pack(id), db=self._records)
+            return txn.get(KEY.pack(id), db=self._records)
         except (lmdb.Error, struct.error):  # Closed, damaged, grown by another process; or no id at all.
             return None
         finally:
             shared.looking.pop(thread, None)
-        return None if raw is None else unpack_record(raw)
 
     def _damaged(self, error: lmdb.Error) -> CorruptData:
         return CorruptData(f"the catalog {self.path} is damaged: {error}; restore the store from a backup")
@@ -420,6 +433,9 @@ class Catalog:
         """A transaction to read in, in any thread: what LMDB notes down at the first look into a table is noted here."""
         txn = self._env.begin()
         txn.stat(self._records)
+        self._known: tuple[lmdb.Transaction[bytes], dict[int, bytes]] = (txn, {})
+        """What threads have looked up in it: LMDB gives the interpreter's lock away for each look, and to get it back takes several threads that
+        look at the same time longer than all else of a read."""
         return txn
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -541,7 +557,7 @@ def _after_fork() -> None:
     _sharing = threading.Lock()
     for shared in _shared.values():
         for catalog in shared.users:
-            del catalog._env, catalog._txn, catalog._former, catalog._shared
+            del catalog._env, catalog._txn, catalog._former, catalog._known, catalog._shared
     _shared.clear()
 
 

@@ -78,6 +78,7 @@ def held(tmp_path):
     catalog.apply(Changes(records={1: record}))
     catalog.refresh()
     catalog._txn = slow = SlowTransaction(catalog._txn)
+    catalog._known = slow, {}
     answers = []
     looking = threading.Thread(target=lambda: answers.append(catalog.look_up(1)), name="looking")
     looking.start()
@@ -217,4 +218,17 @@ def test_the_map_does_not_move_while_something_is_written_for_somebody_who_waits
     moving.join(30)
     assert not errors
     assert catalog.get(1) == record
+    catalog.close()
+
+
+def test_what_was_looked_up_before_is_looked_up_anew_after_a_commit_and_little_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setattr("dstorage.catalog.KNOWN", 5)
+    catalog = Catalog(tmp_path / "catalog")
+    for turn in (1, 2, 3):
+        records = {id: Record(turn, turn, Locator(id, id, id)) for id in range(turn, 21)}
+        catalog.apply(Changes(records=records | {turn - 1: None}))
+        catalog.refresh()
+        for id in [*range(1, 21), *range(1, 21), 7, 7]:
+            assert catalog.look_up(id) == records.get(id)
+        assert len(catalog._known[1]) <= 5
     catalog.close()
