@@ -111,7 +111,10 @@ class TooManyHandles(MemoryUnavailable):
 
 
 class StoreFull(DStorageError, OSError):
-    """No controller that may take the chunk has room; add one, raise a capacity, or delete chunks."""
+    """No controller that may take the chunk has room; add one, raise a capacity, or delete chunks that no commit has yet.
+
+    Deleting what a commit has gives its room back with the next commit, which has to write what is dirty first.
+    """
 
 
 # -- the store as a whole ---------------------------------------------------------------------------------------------

@@ -350,7 +350,7 @@ class WriteBack:
         if full and len(full) == len(loaded):
             error = StoreFull(
                 f"no room to write chunk {page.id} ({len(write.buffer)} bytes): controllers {', '.join(full)} are full; "
-                "add one, raise a capacity or delete chunks"
+                "add one, raise a capacity, or delete chunks that no commit has yet (others give their room back with a commit only)"
             )
         else:
             told = [f"{e.name}: {refused[e.index][1]}" for e in loaded]
