@@ -30,10 +30,33 @@ _WRITABLE = 0x200
 
 
 def fresh_buffer(size: int) -> bytearray:
-    """A buffer of `size` bytes, to be filled completely or dropped: what it holds at first is undefined."""
+    """A buffer of `size` bytes, to be filled completely or dropped: what it holds at first is undefined.
+
+    A large one takes just what bytes of its size take. Else C allocators could not give the one's memory to the other and back, and a
+    program that reads and edits large chunks would come to hold a fifth more than it has.
+    """
     if size < FRESH_BYTES or _allocate is None:
         return bytearray(size)
-    buffer: bytearray = _allocate(None, size)
+    buffer: bytearray = _allocate(None, size + _BYTES_HEAD)
+    # What is cut off is little, so that nothing is moved.
+    del buffer[size:]
+    return buffer
+
+
+def zeros(size: int) -> bytearray:
+    """A buffer of zeros that takes what `fresh_buffer` takes."""
+    buffer = bytearray(size + (_BYTES_HEAD if size >= FRESH_BYTES else 0))
+    del buffer[size:]
+    return buffer
+
+
+def copied(data: bytes | bytearray) -> bytearray:
+    """A copy that takes what `fresh_buffer` takes."""
+    if len(data) < FRESH_BYTES:
+        return bytearray(data)
+    buffer = fresh_buffer(len(data))
+    # From view to view nothing is copied twice.
+    memoryview(buffer)[:] = data
     return buffer
 
 

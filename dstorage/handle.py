@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
+from dstorage.buffers import copied, zeros
 from dstorage.errors import (
     Deleted,
     DStorageError,
@@ -350,7 +351,7 @@ class Edit:
         try:
             if source is None:
                 raise handle.failure()
-            self._buffer = bytearray(handle.size) if self._discard else bytearray(source)
+            self._buffer = zeros(handle.size) if self._discard else copied(source)
         except BaseException:
             handle.store.contents.drop_reserved(reserved)
             raise
