@@ -267,22 +267,7 @@ class AsyncPagedArray(Face[AsyncIterator[Block], Coroutine[Any, Any, Any]]):
             async with field.edit(np.s_[10:20]) as part:
                 part *= 2
 
-        `part` is an array of the program's own. It becomes the contents when the block ends normally; an exception discards
-        it. Whoever ends last wins.
-
-        Args:
-            key: As for `read`.
-            discard: The present contents are not wanted: `part` starts as zeros.
-            once: It will not be used again for long: of one whole tile, the new contents are written at once, and leave memory
-                before all else.
-
-        One whole tile (or a band that is one) is published without being copied. `part` is read-only from then on; do not write
-        to other views of it that were kept.
-
-        Raises:
-            ReadOnlyError, ClosedError: The store takes no changes.
-            MemoryUnavailable: No room.
-            TemporarilyUnavailable, Lost, Deleted: As for `read`.
+        Arguments, errors and what becomes of `part` are as for `PagedArray.edit`.
         """
         selection = Selection(key, self._layout)
         piece = selection.single()

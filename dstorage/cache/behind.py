@@ -1,6 +1,6 @@
 """Small values of threads, on their way to the store's loop.
 
-To have another thread do something and wait for it costs two wakings, some fifty microseconds: five times what it takes to keep a small
+To have another thread do something and wait for it costs two wakings, which take longer than to keep a small
 value. So a thread leaves such a value here, where every thread finds it, and goes on; the loop takes over all that came meanwhile together.
 To those who look, a value is first here, then in both, then in the cache alone. What is asked of the loop afterwards finds it there:
 it is taken over in the loop's queue of calls, in its turn.

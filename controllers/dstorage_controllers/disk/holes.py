@@ -1,6 +1,6 @@
 """Dead ranges of segments that have not been given back to the file system yet.
 
-Punching one page out of a file costs a journalled change of its extents, tens of microseconds during which others who use the
+Punching one page out of a file costs a journalled change of its extents, during which others who use the
 file wait: more than writing the page did. Left alone for a while, dead extents become neighbours, which one call punches out
 together, or their whole segment dies, whose file is deleted. So they wait here, up to a bound.
 """

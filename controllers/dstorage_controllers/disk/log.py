@@ -32,7 +32,7 @@ WAITING_SEGMENTS = 2
 WAITING_BYTES = 16 * 2**20
 """Dead bytes that may wait to be given back: as many as are alive, or so many if that is more; but of two segments at most."""
 MOST_HOLES = 8192
-"""Punched in one go, in all segments together: half a second or so, which a close or an append on a full disk may have to wait."""
+"""Punched in one go, in all segments together: a bounded time, which a close or an append on a full disk may have to wait."""
 SLACK_BYTES = 64 * 2**10
 """Free beyond what a chunk needs before a full disk counts as no longer full: file systems need some for themselves."""
 
