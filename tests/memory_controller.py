@@ -34,7 +34,6 @@ class MemoryController(Controller):
         self.medium = medium or Medium()
         self.capacity = capacity
         self.volatile = volatile
-        self.inline = False
         self.unavailable = False
         self.read_error: Exception | None = None
         self.write_error: Exception | None = None
@@ -85,12 +84,6 @@ class MemoryController(Controller):
             return self.read_error
         return bytearray(self.medium.cells[request.locator.b])
 
-    def read_nowait(self, id, locator):
-        if not self.inline or self.unavailable or self.read_error or self.gate:
-            return None
-        self.reads.append(id)
-        return self._get(ReadRequest(id, locator))
-
     async def read(self, requests: Sequence[ReadRequest]):
         if self.gate is not None:
             await self.gate.wait()
@@ -124,3 +117,15 @@ class MemoryController(Controller):
         if self.sync_error is not None:
             raise self.sync_error
         self.syncs += 1
+
+
+class InlineController(MemoryController):
+    """Answers reads at once. The other one has no such method at all: it is not asked again for a moment, so turns of
+    the loop are enough to see its answers.
+    """
+
+    def read_nowait(self, id, locator):
+        if self.unavailable or self.read_error or self.gate:
+            return None
+        self.reads.append(id)
+        return self._get(ReadRequest(id, locator))

@@ -11,7 +11,7 @@ from pathlib import Path
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
-from memory_controller import MemoryController
+from memory_controller import InlineController, MemoryController
 
 import dstorage
 
@@ -26,7 +26,6 @@ class StoreModel(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
-        self.fast = MemoryController("fast", rank=50, capacity=100_000)
         self.slow = MemoryController("slow", rank=10)
         self.scratch_disk = MemoryController("ram", rank=90, capacity=50_000, volatile=True)
         self.model: dict[int, bytes] = {}
@@ -40,7 +39,8 @@ class StoreModel(RuleBasedStateMachine):
 
     @initialize(inline=st.booleans())
     def begin(self, inline):
-        self.fast.inline = inline
+        kind = InlineController if inline else MemoryController
+        self.fast = kind("fast", rank=50, capacity=100_000)
         self.open()
 
     def open(self):

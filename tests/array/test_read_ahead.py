@@ -6,7 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
-from memory_controller import MemoryController
+from memory_controller import InlineController, MemoryController
 from turns import settle
 
 import dstorage
@@ -136,15 +136,14 @@ def test_plain_code_has_the_next_tiles_on_their_way_too(tmp_path):
         assert array.sum() == TILES * 512
 
 
-async def test_a_large_chunk_that_nobody_waits_for_is_not_read_on_the_loop(tmp_path, memory):
-    memory.inline = True
+async def test_a_large_chunk_that_nobody_waits_for_is_not_read_on_the_loop(tmp_path):
+    memory = InlineController()
     async with dstorage.open(tmp_path / "store", **(options(memory) | {"budget": 2**22})) as store:
         handles = [await store.create(size) for size in (2**12, 2**20)]
         small, large = [handle.id for handle in handles]
         for handle in handles:
             handle.release()
-    again = MemoryController(medium=memory.medium)
-    again.inline = True
+    again = InlineController(medium=memory.medium)
     async with dstorage.open(tmp_path / "store", **(options(again) | {"budget": 2**22})) as store:
         store.prefetch([small, large])
         assert again.reads == [small]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import queue
 import threading
 import time
 
@@ -515,12 +516,11 @@ def test_a_callback_is_told_what_went_wrong(store, memory, how):
 
 
 def test_while_a_callback_runs_it_has_the_bytes_whatever_becomes_of_the_chunk(store):
-    calls, told = [], Told()
+    calls, told = queue.SimpleQueue(), Told()
     handle = store.create(b"before")
     evict(store, handle)
-    handle.resolve(told, deliver=calls.append)
-    store.commit()
-    (call,) = calls
+    handle.resolve(told, deliver=calls.put)
+    call = calls.get(timeout=30)
     handle.delete()
     call()
     assert told.calls[0][:3] == (handle.id, Status.RESOLVED, b"before")
@@ -543,14 +543,12 @@ def test_callbacks_come_in_an_executor_or_through_a_function_chosen_for_the_stor
         store.create(b"bytes").resolve(told)
         told.wait()
     assert told.calls[0][3].name.startswith("mine")
-    waiting = []
-    with opening(tmp_path / "store", memory, deliver=waiting.append) as store:
+    waiting = queue.SimpleQueue()
+    with opening(tmp_path / "store", memory, deliver=waiting.put) as store:
         handle = store.handle(1)
         assert bytes(handle.get()) == b"bytes"
         handle.resolve(told)
-        store.commit()
-        assert len(waiting) == 1
-        waiting[0]()
+        waiting.get(timeout=30)()
     assert told.calls[1][3] is threading.current_thread()
 
 
