@@ -7,6 +7,9 @@ take turns, so that what else the machine does meets both.
 
 dstorage's store is part of the target here (a quarter), distributed's files are in the system's page cache, which is nobody's.
 
+A virtual machine's memory that was not used for some seconds may be slow to get: writing 32 MiB to the page cache took 8 or 100 ms, as
+its host liked. So before each run a file is written that is larger than what it will spill, and deleted.
+
 python benchmarks/dask_spill.py [--size tiny|medium|full] [--repeat N] [--json FILE]
 """
 
@@ -80,6 +83,16 @@ def dstorage_buffer(target: int, worker_local_directory: str) -> SpillBuffer:
 
 CONTENDERS: dict[str, Callable[[int, str], Any]] = {"distributed": distributed_buffer, "dstorage": dstorage_buffer}
 
+
+def warm_up(folder: Path, size: int) -> None:
+    """Have the page cache get `size` bytes of memory, and give them back."""
+    block = bytes(4 * MIB)
+    with (folder / "warm-up").open("xb", buffering=0) as file:
+        for _ in range(0, size, len(block)):
+            file.write(block)
+    Path(file.name).unlink()
+
+
 Rates = dict[str, dict[str, list[float]]]
 """What was done -> contender -> MB per second of each run."""
 
@@ -94,6 +107,7 @@ def run_buffer(make: Callable[[int, str], Any], target: int, value: int) -> dict
     drawn = [rng.randrange(hot) if rng.random() < 0.8 else rng.randrange(count) for _ in range(2 * count)]
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
+        warm_up(Path(folder), 2 * count * value)
         buffer = make(target, folder)
 
         def timed(name: str, work: Callable[[int], None], numbers: list[int]) -> None:
@@ -153,6 +167,7 @@ def run_worker(make: Callable[[int, str], Any], size: Size) -> dict[str, float]:
         ) as cluster,
         Client(cluster) as client,  # type: ignore[no-untyped-call]
     ):
+        warm_up(Path(folder), 2 * size.worker_values * size.worker_value)
         begin = time.perf_counter()
         held = client.map(chunk, range(size.worker_values), size=size.worker_value, pure=False)
         sums = []

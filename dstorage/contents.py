@@ -8,6 +8,7 @@ import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from dstorage.buffers import copied_bytes
 from dstorage.controller import Buffer
 from dstorage.errors import InvalidArgumentError, Lost
 from dstorage.events import Events
@@ -182,7 +183,7 @@ class Contents:
         try:
             if not self._memory.reserve(size, dirty=True):
                 await self._room.reserve(size, handle.id, wait)
-            self.publish(handle, self._copy(data, size))
+            self.publish(handle, self._copy(memoryview(data), size))
         finally:
             handle.release()
 
@@ -190,7 +191,7 @@ class Contents:
         """`replace` without waiting (for `Handle.replace_nowait`)."""
         size = self._check_replace(handle, data)
         self._room.reserve_nowait(size, handle.id)
-        self.publish(handle, self._copy(data, size))
+        self.publish(handle, self._copy(memoryview(data), size))
 
     def _check_replace(self, handle: Handle, data: Buffer) -> int:
         self._store.check_writable()
@@ -238,11 +239,11 @@ class Contents:
             if handle is not None:
                 self._memory.leave_first(handle)
 
-    def _copy(self, data: Buffer | int, size: int) -> bytes:
+    def _copy(self, data: memoryview | int, size: int) -> bytes:
         """A private copy, for which `size` bytes are reserved."""
         try:
             # `bytes(data)` would be `data` itself where it is bytes, and the program's to keep.
-            return bytes(data if isinstance(data, int) else memoryview(data))
+            return bytes(data) if isinstance(data, int) else copied_bytes(data)
         except MemoryError:
             # The machine has less than the budget allows.
             self.drop_reserved(size)

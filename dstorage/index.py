@@ -100,8 +100,11 @@ class Index:
             if self.frozen.get(id) is not None or self.catalog.get(id) is not None:
                 self.current[id] = None
         elif record is None and not self.committing and self.catalog.get(id) is None:
-            # No commit knows it, and none is under way that may come to: nothing is left to delete.
+            # No commit knows it, and none is under way that may come to: nothing is left to delete, nor refers to its places.
             self.current.pop(id, None)
+            for place in superseded:
+                self._free(id, place)
+            return
         else:
             self.current[id] = record
             if copies:

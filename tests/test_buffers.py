@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import sys
+from array import array
+from pathlib import Path
 
 import pytest
 
-from dstorage.buffers import FRESH_BYTES, copied, fresh_buffer, fresh_bytes_at, fresh_contents, zeros
+from dstorage.buffers import (
+    FRESH_BYTES,
+    HUGE_BYTES,
+    copied,
+    copied_bytes,
+    fresh_buffer,
+    fresh_bytes_at,
+    fresh_contents,
+    joined,
+    zeros,
+)
 
-SIZES = [0, 1, 2, 100, FRESH_BYTES - 1, FRESH_BYTES, FRESH_BYTES + 1, 2**21]
+SIZES = [0, 1, 2, 100, FRESH_BYTES - 1, FRESH_BYTES, FRESH_BYTES + 1, 2**21, HUGE_BYTES]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -41,3 +53,42 @@ def test_bytes_that_the_interpreter_shares_are_not_given_out_to_be_filled():
     data, address = fresh_bytes_at(2)
     assert len(data) == 2
     assert address > id(data)
+
+
+def test_what_is_made_of_other_bytes_is_made_of_all_of_them():
+    parts = [b"head", bytearray(b"-"), memoryview(b"x" * FRESH_BYTES)]
+    for pieces in ([], parts[:1], parts[:2], parts):
+        made = joined(pieces)
+        assert type(made) is bytearray
+        assert made == b"".join(pieces)
+    for shaped in (memoryview(b"abcdef"), memoryview(array("d", [1.5, 2.5])), memoryview(b"abcdef")[::2]):
+        assert copied_bytes(shaped) == shaped.tobytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux alone tells where huge pages are")
+@pytest.mark.parametrize(
+    "make",
+    [
+        fresh_buffer,
+        zeros,
+        lambda size: copied(bytes(size)),
+        lambda size: joined([bytes(size - 1), b"x"]),
+        lambda size: fresh_contents(size)[0],
+        lambda size: copied_bytes(memoryview(bytes(size))),
+    ],
+    ids=["fresh", "zeros", "copied", "joined", "contents", "bytes"],
+)
+def test_very_large_ones_ask_for_huge_pages(make):
+    """What the system makes of that is its own affair; `hg` among a mapping's flags is the wish."""
+    before = _mappings_with_the_wish()
+    made = make(HUGE_BYTES)
+    assert len(made) == HUGE_BYTES
+    assert _mappings_with_the_wish() > before
+    assert make(1000) is not None
+
+
+def _mappings_with_the_wish():
+    flags = [
+        line.split()[1:] for line in Path("/proc/self/smaps").read_text().splitlines() if line.startswith("VmFlags")
+    ]
+    return sum("hg" in line for line in flags)

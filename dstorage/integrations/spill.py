@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import zict
 
 from dstorage import blocking
+from dstorage.buffers import copied, fresh_buffer, joined
 from dstorage.controller import Buffer
 from dstorage.errors import ClosedError, Deleted, Lost, UsageError
 from dstorage.integrations.pieces import flat
@@ -112,7 +113,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
             if size <= self._gather_bytes:
                 if self._gathered_bytes + size > self._gather_bytes:
                     self._bring_gathered()
-                place = _Place(size, held=bytearray().join(parts))
+                place = _Place(size, held=joined(parts))
                 self._remove(key)
                 self._gathered[key] = place
                 self._gathered_bytes += size
@@ -133,13 +134,13 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
             place = self._places[key]
             held, ids = place.held, place.ids
             if held is not None:
-                return bytearray(held)
+                return copied(held)
             if not ids:
                 # On its way to the store, or lent from there, between one look and the other.
                 continue
             try:
                 if len(ids) == 1:
-                    return self._copy(ids[0]) or bytearray(self._store.get(ids[0], wait=WAIT_S))
+                    return self._copy(ids[0]) or joined([self._store.get(ids[0], wait=WAIT_S)])
                 return self._store.call(_read, self._store.inner, ids, place.size, self._piece_bytes)
             except Deleted:
                 # Replaced, removed or lent since it was looked up.
@@ -161,7 +162,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
                     return copy
                 contents, taken = self._store.call(_take, self._store.inner, place.ids[0])
                 if not taken:
-                    return bytearray(contents)
+                    return joined([contents])
                 place.ids, place.held = (), contents if isinstance(contents, bytearray) else bytearray(contents)
             return self[key] if place.held is None else place.held
 
@@ -201,7 +202,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
         handle = store.table.handles.get(id)
         if handle is None or (buffer := handle.buffer) is None:
             return store.shortcut.read_writable(id)
-        return None if handle.dirty else bytearray(buffer)
+        return None if handle.dirty else copied(buffer)
 
     # -- under the lock -----------------------------------------------------------------------------------------------
 
@@ -285,14 +286,14 @@ def _pieces(parts: Iterable[memoryview], length: int) -> Iterator[bytearray]:
     for part in parts:
         rest = part
         while len(rest) >= room:
-            yield bytearray().join([*piece, rest[:room]])
+            yield joined([*piece, rest[:room]])
             rest = rest[room:]
             piece, room = [], length
         if len(rest):
             piece.append(rest)
             room -= len(rest)
     if piece:
-        yield bytearray().join(piece)
+        yield joined(piece)
 
 
 # What runs on the store's loop.
@@ -329,9 +330,9 @@ async def _read(store: AsyncStore, ids: Sequence[int], size: int, length: int) -
         views = [memoryview(b"")] * len(ids)
         async for handle in store.resolve_each(ids, wait=WAIT_S):
             views[places[handle.id]] = await handle
-        return bytearray().join(views)
-    # Too much to be held; costs the zeros.
-    result = bytearray(size)
+        return joined(views)
+    # Too much to be held.
+    result = fresh_buffer(size)
     async for handle in store.resolve_each(ids, wait=WAIT_S):
         begin = places[handle.id] * length
         data = await handle

@@ -15,6 +15,7 @@ import heapq
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
+from dstorage.buffers import copied
 from dstorage.paging.page import ABSENT, ALONE, IN_ORDER, LAUNDRY, PARKED, READY, SHARED_BYTES, Page, holders, swap
 from dstorage.paging.policy import Policy
 from dstorage.paging.shares import Shares
@@ -248,7 +249,7 @@ class Memory:
         if page.size > SHARED_BYTES and holders(owner) > ALONE:
             self._strays.append((owner, page.size, page.id))
             self.stray_bytes += page.size
-            owner = bytearray(owner)
+            owner = copied(owner)
         else:
             self.used -= page.size
         self.poke()
