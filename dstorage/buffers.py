@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 FRESH_BYTES = 128 * 2**10
 """From here on a buffer is not zeroed; below, the call through ctypes costs more than it saves."""
 
+ZEROED_BYTES = 16 * 2**10
+"""Up to here zeroing costs less than the call."""
 HUGE_BYTES = 32 * 2**20
 """From here on glibc's allocator maps memory for each buffer and unmaps it at the end (its DEFAULT_MMAP_THRESHOLD_MAX); what is
 smaller it comes to keep, and hands out again.
@@ -139,7 +141,7 @@ def fresh_bytes_at(size: int) -> tuple[bytes, int] | None:
     """Bytes that nobody else knows yet, and the address to fill them at before anybody does; None where the interpreter does not let us."""
     if _allocate_bytes is None or size <= SHARED_BYTES:
         return None
-    data: bytes = _allocate_bytes(None, size)
+    data: bytes = bytes(size) if size < ZEROED_BYTES else _allocate_bytes(None, size)
     return data, id(data) + _BYTES_HEAD
 
 

@@ -38,7 +38,8 @@ KEPT_BYTES = 64 * 2**20
 memory, and pages around what is missing are read as well. A larger one is advised to be read at random: no page is read in vain, but Linux
 then does not see which pages are in use, and in a control group with little memory drops them first."""
 KNOWN = 2**13
-"""Records that threads looked up, remembered at most until the next commit: a good mebibyte."""
+"""Records that were looked up, remembered at most until the next commit: a good mebibyte. LMDB gives the interpreter's lock away for each look.
+To get it back takes several threads that look at the same time longer than all else of a read, and milliseconds if another one computes."""
 MAX_NAME_BYTES = 511
 """LMDB's limit on the length of a key."""
 
@@ -259,12 +260,18 @@ class Catalog:
         Raises:
             CorruptData: The catalog is damaged there.
         """
-        try:
-            with self._shared:
-                raw = self._txn.get(KEY.pack(id), db=self._records)
-        except lmdb.Error as error:
-            raise self._damaged(error) from error
-        return None if raw is None else unpack_record(raw)
+        known = self._known[1]
+        raw = known.get(id)
+        if raw is None:
+            try:
+                with self._shared:
+                    raw = self._txn.get(KEY.pack(id), db=self._records)
+            except lmdb.Error as error:
+                raise self._damaged(error) from error
+            if raw is None:
+                return None
+            _remember(known, id, raw)
+        return unpack_record(raw)
 
     def look_up(self, id: int) -> Record | None:
         """The record of `id` as of the newest commit, for any thread; None also where only `get` can tell."""
@@ -274,9 +281,7 @@ class Catalog:
             raw = self._look_into(txn, id)
             if raw is None:
                 return None
-            if len(known) >= KNOWN:
-                known.clear()
-            known[id] = raw
+            _remember(known, id, raw)
         return unpack_record(raw)
 
     def _look_into(self, txn: lmdb.Transaction[bytes], id: int) -> bytes | None:
@@ -434,8 +439,7 @@ class Catalog:
         txn = self._env.begin()
         txn.stat(self._records)
         self._known: tuple[lmdb.Transaction[bytes], dict[int, bytes]] = (txn, {})
-        """What threads have looked up in it: LMDB gives the interpreter's lock away for each look, and to get it back takes several threads that
-        look at the same time longer than all else of a read."""
+        """And what was looked up in it."""
         return txn
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -547,6 +551,12 @@ class Catalog:
 
     def __repr__(self) -> str:
         return f"<Catalog {str(self.path)!r}, {self.count()} records>"
+
+
+def _remember(known: dict[int, bytes], id: int, raw: bytes) -> None:
+    if len(known) >= KNOWN:
+        known.clear()
+    known[id] = raw
 
 
 def _after_fork() -> None:

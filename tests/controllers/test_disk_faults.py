@@ -305,19 +305,19 @@ async def test_a_sync_waits_for_a_round_that_took_its_writes(bench, device):
 
 @pytest.mark.parametrize("direct", ["cached"], indirect=True)
 async def test_a_read_the_cache_answers_in_part_goes_on_from_there(bench, device, monkeypatch):
-    (place,) = (await bench.put({1: payload(1, 100_000)})).values()
+    (place,) = (await bench.put({1: payload(1, 400_000)})).values()
     asked = []
 
     def half(self, fd, buffers, offset, *, nowait=False):
         asked.append(sum(len(buffer) for buffer in buffers))
         if nowait:
-            buffers = [memoryview(buffers[0])[:60_000]]
+            buffers = [memoryview(buffers[0])[:360_000]]
         return Device.preadv(self, fd, buffers, offset)
 
     monkeypatch.setattr(FaultyDevice, "preadv", half)
     assert bench.controller.read_nowait(1, place) is None
-    assert await bench.get({1: place}) == {1: payload(1, 100_000)}
-    assert asked == [100_000, 40_000]
+    assert await bench.get({1: place}) == {1: payload(1, 400_000)}
+    assert asked == [400_000, 40_000]
 
 
 async def test_reading_in_sequence_is_told_to_the_kernel(tmp_path):

@@ -12,6 +12,7 @@ import ctypes
 import errno
 import mmap
 import os
+import struct
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -48,11 +49,11 @@ def _find_fallocate() -> Callable[[int, int, int, int], int] | None:
 _fallocate = _find_fallocate()
 
 
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+_pack_iovec = struct.Struct("PN").pack
+"""The system's struct iovec: address, length."""
 
 
-def _find_preadv2() -> Callable[[int, object, int, int, int], int] | None:
+def _find_preadv2() -> Callable[[int, bytes, int, int, int], int] | None:
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -60,9 +61,9 @@ def _find_preadv2() -> Callable[[int, object, int, int, int], int] | None:
         function = ctypes.PyDLL(None, use_errno=True).preadv2
     except (OSError, TypeError, AttributeError):
         return None
-    function.argtypes = (ctypes.c_int, ctypes.POINTER(_Iovec), ctypes.c_int, ctypes.c_int64, ctypes.c_int)
+    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int)
     function.restype = ctypes.c_ssize_t
-    call: Callable[[int, object, int, int, int], int] = function
+    call: Callable[[int, bytes, int, int, int], int] = function
     return call
 
 
@@ -207,7 +208,7 @@ class Device:
         """
         if not self._nowait_flag or _preadv2 is None:
             raise BlockingIOError(errno.EAGAIN, "reading without waiting is not to be had here")
-        done = _preadv2(fd, ctypes.byref(_Iovec(address, length)), 1, offset, self._nowait_flag)
+        done = _preadv2(fd, _pack_iovec(address, length), 1, offset, self._nowait_flag)
         if done < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))

@@ -30,7 +30,8 @@ INLINE_BYTES = 4 * 2**20
 BEHIND_BYTES = 8 * 2**20
 """A read so little behind the last one may be the same one, asked for again: it says nothing of the order."""
 HELD_BYTES = 256 * 2**10
-"""Copied out of the page cache in one go, while other threads wait, at most."""
+"""Copied out of the page cache in one go, while other threads wait, at most. Who gives the interpreter's lock away for a copy of some
+microseconds may get it back milliseconds later, if another thread computes."""
 INLINE_DECODE_BYTES = 64 * 2**10
 """Decompressed or decrypted on the loop at most."""
 
@@ -124,15 +125,22 @@ class Reader:
                 self._device.expect(segment.fd, in_sequence=in_sequence)
         if stored > INLINE_BYTES or (flags and size > INLINE_DECODE_BYTES):
             return None
-        contents, view = fresh_contents(stored)
+        device, held = self._device, self._held(stored)
+        contents: bytes | bytearray
         try:
-            done = self._device.preadv(segment.fd, (view,), first, nowait=True)
+            if held is not None:
+                contents, address = held
+                if device.read_held(segment.fd, address, stored, first) != stored:
+                    return None
+            else:
+                contents, view = fresh_contents(stored)
+                done = device.preadv(segment.fd, (view,), first, nowait=True)
+                if done != stored:
+                    # The kernel is still reading ahead: `plan` goes on from here.
+                    self._begun = _Begun(id, locator, contents, view, done)
+                    return None
         except OSError:
             # Not cached, or an error that the thread will meet too and explain.
-            return None
-        if done != stored:
-            # The kernel is still reading ahead: `plan` goes on from here.
-            self._begun = _Begun(id, locator, contents, view, done)
             return None
         if not self._codec.matches(id, place, contents):
             return None
@@ -160,7 +168,7 @@ class Reader:
 
     def _read_cached(self, segment: Segment, place: Place, *, writable: bool) -> bytes | bytearray | None:
         device, files, first, stored = self._device, self._log.files, place.first, place.stored
-        held = None if writable or stored > HELD_BYTES or not device.can_read_held else fresh_bytes_at(stored)
+        held = None if writable else self._held(stored)
         data: bytes | bytearray
         if held is not None:
             data, address = held
@@ -173,6 +181,9 @@ class Reader:
                 data, buffer = fresh_contents(stored)
             done = files.read_cached(segment, partial(device.preadv, nowait=True), (buffer,), first)
         return data if done == stored else None
+
+    def _held(self, stored: int) -> tuple[bytes, int] | None:
+        return fresh_bytes_at(stored) if stored <= HELD_BYTES and self._device.can_read_held else None
 
     def plan(self, requests: Sequence[tuple[int, Locator]], answers: Answers, threads: int) -> list[list[Run]]:
         """On the loop: jobs for `read_job`; requests that need no reading are answered at once."""
