@@ -18,6 +18,7 @@ import random
 import sqlite3
 import statistics
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -38,6 +39,8 @@ SMALL = 4096
 CONCURRENCY = 16
 
 BUDGET = 16 * MIB
+BESIDE = 1000
+"""Reads beside a thread that computes, of many more chunks."""
 SIZES = {"tiny": (32, 8192, 256), "full": (512, 2**17, 8000)}
 """Number of 1 MiB chunks; of 4 KiB chunks, and how many of these are read: so few of so many that reading ahead is of no
 use to anybody."""
@@ -98,6 +101,7 @@ class Bench:
             await self.writes(store)
             await self.large_reads(store)
             await self.small_reads(store)
+            await self.reads_beside_a_thread(store)
 
     async def writes(self, store: dstorage.Store) -> None:
         plain = self.directory / "plain-writes"
@@ -232,6 +236,54 @@ class Bench:
                 print(f"  ({name} is not installed: left out)")
         rates = await self.rounds(len(self.order), contestants, cold=True)
         self.report("read 4 KiB chunks in random order, cold", rates, "chunks/s")
+
+    async def reads_beside_a_thread(self, store: dstorage.Store) -> None:
+        """Of page-cached chunks, while another thread of the process computes, as in programs with executors."""
+        values = [self.values[number % len(self.values)] for number in range(self.small // 4)]
+        ids = await fill(store, values)
+        plain = self.directory / "plain"
+        plain.write_bytes(b"".join(values))
+        source = random.Random(3)
+
+        async def raw() -> None:
+            fd = os.open(plain, os.O_RDONLY)
+            for number in source.sample(range(len(ids)), BESIDE):
+                os.pread(fd, SMALL, number * SMALL)
+            os.close(fd)
+
+        async def ours() -> None:
+            store.set_budget(1)
+            store.set_budget(BUDGET)
+            for number in source.sample(range(len(ids)), BESIDE):
+                async with store.handle(ids[number]):
+                    pass
+
+        def beside(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+            async def both() -> None:
+                over = threading.Event()
+
+                def compute() -> None:
+                    while not over.is_set():
+                        sum(range(1000))
+
+                thread = threading.Thread(target=compute)
+                thread.start()
+                try:
+                    await work()
+                finally:
+                    over.set()
+                    thread.join()
+
+            return both
+
+        contestants = {
+            "os.pread": raw,
+            "dstorage, one after the other": ours,
+            "os.pread beside a thread that computes": beside(raw),
+            "dstorage beside a thread that computes": beside(ours),
+        }
+        rates = await self.rounds(BESIDE, contestants, cold=False)
+        self.report("read 4 KiB chunks in random order, page-cached", rates, "chunks/s")
 
 
 async def fill(store: dstorage.Store, values: Sequence[bytes]) -> list[int]:
