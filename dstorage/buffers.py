@@ -1,7 +1,7 @@
 """Memory for chunks whose contents are about to come from elsewhere: not zeroed first, and in huge pages where it is very large.
 
-A `bytearray` of zeros is zeroed with the interpreter locked, which costs 10 to 15 % of a cached read. And very large ones are
-memory that the allocator asks the system for each time anew: in pages of 4 KiB, getting them took three quarters of a page-cached read.
+A `bytearray` of zeros is zeroed with the interpreter locked, which costs 10 to 15 % of a cached read. And very large ones may be memory that the
+allocator asks the system for each time anew: of 32 MiB in pages of 4 KiB, getting it took two thirds of a page-cached read.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ FRESH_BYTES = 128 * 2**10
 
 ZEROED_BYTES = 16 * 2**10
 """Up to here zeroing costs less than the call."""
-HUGE_BYTES = 32 * 2**20
-"""From here on glibc's allocator maps memory for each buffer and unmaps it at the end (its DEFAULT_MMAP_THRESHOLD_MAX); what is
-smaller it comes to keep, and hands out again.
+HUGE_BYTES = 4 * 2**20
+"""From here on huge pages are asked for, as numpy does. glibc's allocator maps memory for each buffer of 32 MiB, and unmaps it at the
+end; what is smaller it may hand out again, but threads other than the first give much of it back to the system, too.
 """
 HUGE_PAGE = 2**21
 
