@@ -263,6 +263,9 @@ class Catalog:
         known = self._known[1]
         raw = known.get(id)
         if raw is None:
+            if self._empty:
+                # A store of scratch alone deletes much, and would look here each time.
+                return None
             try:
                 with self._shared:
                     raw = self._txn.get(KEY.pack(id), db=self._records)
@@ -437,7 +440,7 @@ class Catalog:
     def _begin(self) -> lmdb.Transaction[bytes]:
         """A transaction to read in, in any thread: what LMDB notes down at the first look into a table is noted here."""
         txn = self._env.begin()
-        txn.stat(self._records)
+        self._empty = txn.stat(self._records)["entries"] == 0
         self._known: tuple[lmdb.Transaction[bytes], dict[int, bytes]] = (txn, {})
         """And what was looked up in it."""
         return txn
