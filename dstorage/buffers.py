@@ -1,7 +1,7 @@
 """Memory for chunks whose contents are about to come from elsewhere: not zeroed first, and in huge pages where it is very large.
 
 A `bytearray` of zeros is zeroed with the interpreter locked, which costs 10 to 15 % of a cached read. And very large ones may be memory that the
-allocator asks the system for each time anew: of 32 MiB in pages of 4 KiB, getting it took two thirds of a page-cached read.
+allocator asks the system for each time anew: in pages of 4 KiB, getting it costs more than reading into it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ FRESH_BYTES = 128 * 2**10
 """From here on a buffer is not zeroed; below, the call through ctypes costs more than it saves."""
 
 ZEROED_BYTES = 16 * 2**10
-"""Up to here zeroing costs less than the call."""
+"""Bytes shorter than this are zeroed all the same: that costs less than the one call. (A `bytearray` takes two, and a cut.)"""
 HUGE_BYTES = 4 * 2**20
 """From here on huge pages are asked for, as numpy does. glibc's allocator maps memory for each buffer of 32 MiB, and unmaps it at the
 end; what is smaller it may hand out again, but threads other than the first give much of it back to the system, too.
@@ -62,7 +62,8 @@ def _in_huge_pages(address: int, size: int) -> None:
         _madvise(first, end - first, mmap.MADV_HUGEPAGE)
 
 
-def _address(buffer: bytearray) -> int:
+def address_of(buffer: bytearray | memoryview | mmap.mmap) -> int:
+    """Where the bytes of a writable buffer are."""
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
@@ -78,22 +79,22 @@ def fresh_buffer(size: int) -> bytearray:
     # What is cut off is little, so that nothing is moved.
     del buffer[size:]
     if size >= HUGE_BYTES:
-        _in_huge_pages(_address(buffer), size)
+        _in_huge_pages(address_of(buffer), size)
     return buffer
 
 
 def zeros(size: int) -> bytearray:
     """A buffer of zeros that takes what `fresh_buffer` takes."""
-    if size >= HUGE_BYTES:
+    if size >= HUGE_BYTES and _allocate is not None:
         buffer = fresh_buffer(size)
-        ctypes.memset(_address(buffer), 0, size)
+        ctypes.memset(address_of(buffer), 0, size)
         return buffer
     buffer = bytearray(size + (_BYTES_HEAD if size >= FRESH_BYTES else 0))
     del buffer[size:]
     return buffer
 
 
-def copied(data: bytes | bytearray) -> bytearray:
+def copied(data: bytes | bytearray | memoryview) -> bytearray:
     """A copy that takes what `fresh_buffer` takes."""
     if len(data) < FRESH_BYTES:
         return bytearray(data)

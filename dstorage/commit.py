@@ -179,7 +179,11 @@ class Committer:
         index.committed()
         for controller in touched:
             controller.committed()
-        return dead
+        # What was copied or moved since the cut may refer to some of it still, until the newer bytes are written.
+        return {
+            number: [(id, place) for id, place in places if not index.is_current(id, (number, place))]
+            for number, places in dead.items()
+        }
 
     async def _switch(self, changes: Changes) -> None:
         catalog = self._index.catalog

@@ -177,13 +177,13 @@ class Contents:
     async def replace(self, handle: Handle, data: Buffer, wait: float | None) -> None:
         """Give a chunk other contents (for `Handle.replace`)."""
         check_wait(wait)
-        data = memoryview(data)
-        size = self._check_replace(handle, data)
+        view = memoryview(data)
+        size = self._check_replace(handle, view)
         handle.acquire()
         try:
             if not self._memory.reserve(size, dirty=True):
                 await self._room.reserve(size, handle.id, wait)
-            self.publish(handle, self._copy(memoryview(data), size))
+            self.publish(handle, self._copy(view, size))
         finally:
             handle.release()
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 
 from dstorage.catalog import Catalog, Changes
-from dstorage.record import MAX_ID, Record
+from dstorage.record import MAX_ID, Locator, Record
 
 Copies = tuple[Record, ...]
 
@@ -100,7 +100,7 @@ class Index:
             if self.frozen.get(id) is not None or self.catalog.get(id) is not None:
                 self.current[id] = None
         elif record is None and not self.committing and self.catalog.get(id) is None:
-            # No commit knows it, and none is under way that may come to: nothing is left to delete, nor refers to its places.
+            # No commit knows it or its places, and none is under way that may come to: nothing is left to delete.
             self.current.pop(id, None)
             for place in superseded:
                 self._free(id, place)
@@ -131,7 +131,16 @@ class Index:
             self.frozen_copies[id] = copies
         places = [place for place in superseded if place is not None]
         if places:
-            self._free_but(id, places, (record, *copies))
+            # A copy or a move since the cut may have left some of them in the newer layer, which frees them when newer bytes come.
+            newer = (self.current.get(id), *self._current_copies.get(id, ()))
+            self._free_but(id, places, (record, *copies), newer)
+
+    def is_current(self, id: int, place: tuple[int, Locator]) -> bool:
+        """Whether what changed since the cut refers to a place: then it is freed by what supersedes that."""
+        if id not in self.current:
+            return False
+        newer = (self.current[id], *self._current_copies.get(id, ()))
+        return any(record[1:] == place for record in newer if record is not None)
 
     def _free_but(self, id: int, superseded: list[Record], *kept: tuple[Record | None, ...]) -> None:
         """Free places, but for those that one of the layers still refers to: one may be in several, now as a copy, now as the record."""

@@ -525,3 +525,36 @@ async def test_any_history_with_failing_controllers_equals_a_dict(pair, seed):
             cells = sorted(len(cell) for medium in pair.media.values() for cell in medium.cells.values())
             places = sorted(place.locator.size for id in store.ids() for place in store.places(id))
             assert cells == places
+
+
+async def test_a_place_copied_during_the_commit_that_supersedes_it_is_freed_once(pair):
+    async with pair.store(LATER) as store:
+        freed = []
+        for controller in (pair.near, pair.far):
+            real = controller.discard
+
+            async def discard(locators, real=real, name=controller.name):
+                locators = list(locators)
+                freed.extend((name, locator.b) for _, locator in locators)
+                await real(locators)
+
+            controller.discard = discard
+        id = await stored(store)
+        pair.far.write_gate = asyncio.Event()
+        copying = asyncio.create_task(store.make_copies())
+        await settle()
+        handle = store.handle(id)
+        await handle
+        await handle.replace(b"first" * 100)
+        pair.near.write_gate = asyncio.Event()
+        commit = asyncio.create_task(store.commit())
+        await settle()
+        pair.far.write_gate.set()
+        assert await copying == 1
+        await handle.replace(b"second" * 100)
+        pair.near.write_gate.set()
+        await commit
+        handle.release()
+        await store.commit()
+        await settle()
+        assert sorted(freed) == sorted(set(freed))

@@ -140,7 +140,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
                 continue
             try:
                 if len(ids) == 1:
-                    return self._copy(ids[0]) or joined([self._store.get(ids[0], wait=WAIT_S)])
+                    return self._copy(ids[0]) or copied(self._store.get(ids[0], wait=WAIT_S))
                 return self._store.call(_read, self._store.inner, ids, place.size, self._piece_bytes)
             except Deleted:
                 # Replaced, removed or lent since it was looked up.
@@ -162,7 +162,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
                     return copy
                 contents, taken = self._store.call(_take, self._store.inner, place.ids[0])
                 if not taken:
-                    return joined([contents])
+                    return copied(contents)
                 place.ids, place.held = (), contents if isinstance(contents, bytearray) else bytearray(contents)
             return self[key] if place.held is None else place.held
 

@@ -14,7 +14,7 @@ from dstorage_controllers.disk import Device
 
 def write_directly(monkeypatch, least):
     """Let direct I/O begin at chunks of `least` bytes, and go through few pages at a time, so that small tests meet it."""
-    monkeypatch.setattr("dstorage_controllers.disk.direct.HUGE", 8192)
+    monkeypatch.setattr("dstorage_controllers.disk.direct.HUGE_PAGE", 8192)
     monkeypatch.setattr("dstorage_controllers.disk.appender.DIRECT_BYTES", least)
     monkeypatch.setattr("dstorage_controllers.disk.reader.DIRECT_BYTES", least)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import subprocess
@@ -13,9 +14,11 @@ import pytest
 from devices import FaultyDevice, write_directly
 from dstorage_controllers.disk import Device, DiskController, layout
 from dstorage_controllers.disk import controller as controller_module
+from dstorage_controllers.disk import device as device_module
 from dstorage_controllers.disk.files import Segment, SegmentFiles
 
 from dstorage import ControllerFull, ControllerStatus, ControllerUnavailable, CorruptData, Locator, Lost
+from dstorage.buffers import fresh_bytes_at
 from dstorage.controller import ReadRequest, WriteRequest
 from dstorage.errors import ControllerError
 from dstorage.testing import Bench, eventually, payload
@@ -835,3 +838,24 @@ async def test_what_one_way_wrote_the_other_way_reads(tmp_path, monkeypatch):
         assert await bench.get(places) == wanted
         await bench.controller.close()
         state = bench.state
+
+
+def test_a_file_system_that_cannot_read_without_waiting_is_not_asked_again(monkeypatch):
+    if not Device().can_read_held:
+        pytest.skip("no RWF_NOWAIT here")
+    calls = []
+
+    def refuse(*arguments):
+        calls.append(arguments)
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
+
+    monkeypatch.setattr(device_module, "_preadv2", refuse)
+    device = Device()
+    _, address = fresh_bytes_at(4)
+    for _ in range(3):
+        with pytest.raises(BlockingIOError):
+            device.read_held(0, address, 4, 0)
+    assert len(calls) == 1
+    assert not device.can_read_nowait
+    assert not device.can_read_held

@@ -58,7 +58,9 @@ def _find_preadv2() -> Callable[[int, bytes, int, int, int], int] | None:
         return None
     try:
         # This kind of library is called without letting go of the interpreter.
-        function = ctypes.PyDLL(None, use_errno=True).preadv2
+        library = ctypes.PyDLL(None, use_errno=True)
+        # The plain one's offset has 32 bits on 32-bit systems with glibc; musl knows no other one, and it has 64.
+        function = getattr(library, "preadv64v2", None) or library.preadv2
     except (OSError, TypeError, AttributeError):
         return None
     function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int)
@@ -177,9 +179,7 @@ class Device:
             try:
                 return os.preadv(fd, buffers, offset, self._nowait_flag)
             except OSError as error:
-                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                    self._nowait_flag = 0
-                    raise BlockingIOError(errno.EAGAIN, "this file system cannot read without waiting") from error
+                self._refused(error.errno)
                 raise
         if self._vectored:
             return os.preadv(fd, buffers, offset)
@@ -206,13 +206,21 @@ class Device:
         Raises:
             BlockingIOError: The bytes are not in the page cache (or this system cannot tell).
         """
-        if not self._nowait_flag or _preadv2 is None:
+        flag = self._nowait_flag
+        if not flag or _preadv2 is None:
             raise BlockingIOError(errno.EAGAIN, "reading without waiting is not to be had here")
-        done = _preadv2(fd, _pack_iovec(address, length), 1, offset, self._nowait_flag)
+        done = _preadv2(fd, _pack_iovec(address, length), 1, offset, flag)
         if done < 0:
             code = ctypes.get_errno()
+            self._refused(code)
             raise OSError(code, os.strerror(code))
         return done
+
+    def _refused(self, code: int | None) -> None:
+        """Note down, and raise, that the file system cannot read without waiting, if that is what an error says."""
+        if code in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            self._nowait_flag = 0
+            raise BlockingIOError(errno.EAGAIN, "this file system cannot read without waiting")
 
     def pwritev(self, fd: int, buffers: Sequence[bytes | Writable], offset: int) -> int:
         """Write `buffers`, at most `IOV_MAX` of them; may write less than asked for."""

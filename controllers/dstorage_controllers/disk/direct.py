@@ -13,6 +13,7 @@ import mmap
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
+from dstorage.buffers import HUGE_PAGE, address_of
 from dstorage.controller import Buffer
 from dstorage_controllers.disk.device import Device
 from dstorage_controllers.disk.files import write_all
@@ -20,8 +21,6 @@ from dstorage_controllers.disk.layout import PAGE
 
 DIRECT_BYTES = 128 * 2**10
 """Stored bytes from which direct I/O pays: below, one call for each costs more than the copy through the page cache."""
-HUGE = 2**21
-"""A huge page."""
 
 Written = tuple[int, OSError | None]
 """Up to where all is written, and why if that is short of the end."""
@@ -35,12 +34,12 @@ def pages(stored: int) -> int:
 def one_piece(size: int) -> memoryview:
     """Memory on huge pages, where the system has them; a multiple of their size."""
     flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    memory = mmap.mmap(-1, size + HUGE, **flags)
+    memory = mmap.mmap(-1, size + HUGE_PAGE, **flags)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Refused by a kernel without them.
         with suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
-    first = -_address(memory) % HUGE
+    first = -address_of(memory) % HUGE_PAGE
     return memoryview(memory)[first : first + size]
 
 
@@ -49,11 +48,7 @@ def copy(target: memoryview, source: memoryview) -> None:
     if source.readonly:
         target[:] = source
     else:
-        ctypes.memmove(_address(target), _address(source), len(source))
-
-
-def _address(buffer: memoryview | mmap.mmap) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        ctypes.memmove(address_of(target), address_of(source), len(source))
 
 
 class DirectReader:
@@ -65,7 +60,7 @@ class DirectReader:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._memory = one_piece(HUGE)
+        self._memory = one_piece(HUGE_PAGE)
 
     def read(self, fd: int, targets: Iterable[tuple[int, bytearray | memoryview]], offset: int, end: int) -> bool:
         """Blocking: read from `offset` (on a page) to `end`; False if that did not come whole.
@@ -107,7 +102,7 @@ class DirectWriter:
     def write(self, fd: int, extents: Sequence[Buffer], offset: int) -> Written:
         """Blocking: write `extents` from `offset` (on a page) on, each filled up to whole pages with zeros."""
         if self._memory is None:
-            self._memory = one_piece(2 * HUGE)
+            self._memory = one_piece(2 * HUGE_PAGE)
         memory = self._memory
         used = 0
         for extent in extents:

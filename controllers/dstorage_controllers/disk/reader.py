@@ -98,7 +98,7 @@ class Reader:
         self._device = log.files.device
         self._thread = threading.local()
         self._begun: _Begun | None = None
-        """The last read that the page cache could answer in part. One is enough: it is a reading in sequence that meets
+        """The last read of more than `HELD_BYTES` that the page cache could answer in part. One is enough: it is a reading in sequence that meets
         the kernel's own reading ahead, and beginning anew cost it a fifth of its speed."""
 
     def read_nowait(self, id: int, locator: Locator) -> Buffer | None:
