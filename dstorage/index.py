@@ -148,6 +148,8 @@ class Index:
         places = {record[1:] for layer in (*kept, committed) for record in layer if record is not None}
         for record in superseded:
             if record[1:] not in places:
+                # Once, if several layers had it.
+                places.add(record[1:])
                 self._free(id, record)
 
     def freeze(self) -> None:
