@@ -410,7 +410,8 @@ class Store:
                 continue
             try:
                 await self.commit()
-            except DStorageError as error:
+            except Exception as error:
+                # Whatever it was, the machine out of memory for a moment perhaps: without commits to come, more and more would be lost by a crash.
                 self._report("the background commit failed; it is tried again", error)
 
     # -- names --------------------------------------------------------------------------------------------------------
@@ -853,7 +854,8 @@ class Store:
     async def _last_commit(self) -> None:
         """What cannot be written for a moment is tried again: there is no later commit to take it."""
         deadline = self._loop.time() + LAST_COMMIT_WAIT_S
-        while self._index.changed or self._memory.dirty:
+        # One that is under way holds what nobody calls changed any more, and may fail still: the last one waits for its end.
+        while self._index.changed or self._index.committing or self._memory.dirty:
             try:
                 await self._committer.commit()
                 return
