@@ -83,6 +83,12 @@ def fresh_buffer(size: int) -> bytearray:
     return buffer
 
 
+def fresh_buffer_at(size: int) -> tuple[bytearray, int]:
+    """`fresh_buffer`, and the address to fill it at."""
+    buffer = fresh_buffer(size)
+    return buffer, address_of(buffer)
+
+
 def zeros(size: int) -> bytearray:
     """A buffer of zeros that takes what `fresh_buffer` takes."""
     if size >= HUGE_BYTES and _allocate is not None:

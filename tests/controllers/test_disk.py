@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import xxhash
 from devices import write_directly
 from dstorage_controllers.disk import Device, DiskController, layout
+from dstorage_controllers.disk.codec import checksum
 
 from dstorage.testing import ControllerTests
 
@@ -106,3 +110,33 @@ class TestDirectEncrypted(TestDirect):
 
 class TestOneThread(DiskTests):
     options: ClassVar[dict] = {"threads": 1}
+
+
+@pytest.mark.parametrize("size", [1, 2**16, 2**16 + 1, 2**16 + 300, 2**18, 2**18 + 1, 2**20])
+def test_the_checksum_is_the_formats_however_many_pieces_it_is_made_in(size):
+    data = bytes(range(251)) * (size // 251 + 1)
+    for view in (data[:size], bytearray(data[:size]), memoryview(data)[:size]):
+        assert checksum(7, 2, view) == xxhash.xxh3_64_intdigest(data[:size], seed=7 ^ 2 << 62) & 0xFFFFFFFF
+
+
+@pytest.mark.parametrize("size", [2**16 + 300, 2**18])
+def test_to_check_a_chunk_of_medium_size_gives_no_other_thread_the_interpreter(size):
+    data, go, steps = bytes(size), threading.Event(), []
+
+    def compute():
+        go.wait()
+        for _ in range(1000):
+            steps.append(1)
+
+    thread = threading.Thread(target=compute)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)
+    try:
+        thread.start()
+        go.set()
+        for _ in range(2000):
+            checksum(1, 0, data)
+        assert not steps, "who waits for the interpreter does not get it"
+    finally:
+        sys.setswitchinterval(interval)
+        thread.join()

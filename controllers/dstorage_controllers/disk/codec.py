@@ -20,9 +20,21 @@ if TYPE_CHECKING:
     from dstorage_controllers.disk.cipher import Cipher
 
 
+PIECE_BYTES = 64 * 2**10
+"""For more than that xxhash gives the interpreter's lock away."""
+MOST_PIECES = 4
+"""Up to so many are some microseconds' work, after which the lock may come back milliseconds later, if another thread computes."""
+
+
 def checksum(id: int, flags: int, stored: Buffer) -> int:
     """32 bits over the stored bytes, whose they are and how they are stored."""
-    return xxhash.xxh3_64_intdigest(stored, id ^ flags << 62) & 0xFFFFFFFF
+    seed = id ^ flags << 62
+    if PIECE_BYTES < len(stored) <= MOST_PIECES * PIECE_BYTES:
+        hash, view = xxhash.xxh3_64(seed=seed), memoryview(stored)
+        for first in range(0, len(stored), PIECE_BYTES):
+            hash.update(view[first : first + PIECE_BYTES])
+        return hash.intdigest() & 0xFFFFFFFF
+    return xxhash.xxh3_64_intdigest(stored, seed) & 0xFFFFFFFF
 
 
 class Codec:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
-from dstorage.buffers import fresh_buffer, fresh_bytes_at, fresh_contents
+from dstorage.buffers import fresh_buffer, fresh_buffer_at, fresh_bytes_at, fresh_contents
 from dstorage.controller import Buffer
 from dstorage.errors import ChunkError, ControllerUnavailable, CorruptData, Lost
 from dstorage.record import Locator
@@ -168,7 +168,7 @@ class Reader:
 
     def _read_cached(self, segment: Segment, place: Place, *, writable: bool) -> bytes | bytearray | None:
         device, files, first, stored = self._device, self._log.files, place.first, place.stored
-        held = None if writable else self._held(stored)
+        held = self._held(stored, writable=writable)
         data: bytes | bytearray
         if held is not None:
             data, address = held
@@ -182,8 +182,10 @@ class Reader:
             done = files.read_cached(segment, partial(device.preadv, nowait=True), (buffer,), first)
         return data if done == stored else None
 
-    def _held(self, stored: int) -> tuple[bytes, int] | None:
-        return fresh_bytes_at(stored) if stored <= HELD_BYTES and self._device.can_read_held else None
+    def _held(self, stored: int, *, writable: bool = False) -> tuple[bytes | bytearray, int] | None:
+        if stored > HELD_BYTES or not self._device.can_read_held:
+            return None
+        return fresh_buffer_at(stored) if writable else fresh_bytes_at(stored)
 
     def plan(self, requests: Sequence[tuple[int, Locator]], answers: Answers, threads: int) -> list[list[Run]]:
         """On the loop: jobs for `read_job`; requests that need no reading are answered at once."""
