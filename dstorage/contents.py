@@ -6,6 +6,7 @@ import asyncio
 import numbers
 import operator
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from dstorage.buffers import copied_bytes
@@ -213,17 +214,16 @@ class Contents:
         """Make `buffer`, reserved as dirty, the contents of `handle`; when this raises, the reservation is given back."""
         try:
             self._store.check_writable()
+            if handle.status is Status.DELETED or handle.status is Status.LOST:
+                raise handle.failure()
+            if handle.buffer is None and self._table.handles.get(handle.id) is not handle:
+                self._table.enter(handle)
         except BaseException:
             self.drop_reserved(len(buffer))
             raise
-        if handle.status is Status.DELETED or handle.status is Status.LOST:
-            self.drop_reserved(len(buffer))
-            raise handle.failure()
         if handle.buffer is not None:
             self._memory.replace(handle, buffer)
         else:
-            if self._table.handles.get(handle.id) is not handle:
-                self._table.enter(handle)
             self._pagein.abandon(handle)
             self._memory.insert(handle, buffer, dirty=True)
             handle.to(Status.RESOLVED)
@@ -265,6 +265,27 @@ class Contents:
             self._memory.forget(handle)
         self._deleted(handle)
 
+    def delete_each(self, ids: Iterable[int]) -> int:
+        """Delete chunks (for parts built on the store); returns how many of them there were.
+
+        Raises:
+            ReadOnlyError, ClosedError: The store takes no changes.
+            TooManyHandles: One that somebody holds cannot come back to the table; those before it are deleted.
+        """
+        self._store.check_writable()
+        deleted = 0
+        for id in ids:
+            if self._table.knows(id):
+                with self._table.get(id) as handle, suppress(Lost):
+                    known = handle.status is not Status.DELETED
+                    self.delete(handle)
+                    deleted += known
+            elif self._index.get(id) is not None:
+                # Nobody has to be told: a handle would be made and dropped again.
+                self._forget(id)
+                deleted += 1
+        return deleted
+
     def take(self, handle: Handle) -> bytes | bytearray:
         """Delete a chunk that is in memory and give its contents away, mostly without a copy (for parts built on the store).
 
@@ -280,15 +301,18 @@ class Contents:
         return contents
 
     def _deleted(self, handle: Handle) -> None:
-        self._index.put(handle.id, None)
-        self._writeback.scratch.discard(handle.id)
-        self._writeback.pinned.pop(handle.id, None)
+        self._forget(handle.id)
         handle.to(Status.DELETED)
-        if self._events.streams:
-            self._events.emit("deleted", handle.id)
         self._resolver.settle(handle)
         if not handle.refs and self._table.handles.get(handle.id) is handle:
             self._table.drop(handle)
+
+    def _forget(self, id: int) -> None:
+        self._index.put(id, None)
+        self._writeback.scratch.discard(id)
+        self._writeback.pinned.pop(id, None)
+        if self._events.streams:
+            self._events.emit("deleted", id)
 
     async def flush(self, handle: Handle) -> None:
         """Have the contents written (for `Handle.flush`)."""

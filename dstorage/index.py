@@ -90,6 +90,12 @@ class Index:
 
     def put(self, id: int, record: Record | None, *, volatile: bool = False, copies: Copies = ()) -> None:
         """Make `record` (None: deleted) the current one of `id`, and `copies` all further places of its bytes."""
+        if record is None and not self.committing and self.catalog.get(id) is None:
+            # No commit knows it or its places, and none is under way that may come to: nothing is left to delete.
+            for place in (self.scratch.pop(id, None), self.current.pop(id, None), *self._current_copies.pop(id, ())):
+                if place is not None:
+                    self._free(id, place)
+            return
         before = (self.scratch.pop(id, None), self.current.get(id), *self._current_copies.pop(id, ()))
         superseded = [place for place in before if place is not None]
         if volatile:
@@ -99,12 +105,6 @@ class Index:
             # What an earlier commit knows of this id is superseded all the same.
             if self.frozen.get(id) is not None or self.catalog.get(id) is not None:
                 self.current[id] = None
-        elif record is None and not self.committing and self.catalog.get(id) is None:
-            # No commit knows it or its places, and none is under way that may come to: nothing is left to delete.
-            self.current.pop(id, None)
-            for place in superseded:
-                self._free(id, place)
-            return
         else:
             self.current[id] = record
             if copies:

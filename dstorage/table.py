@@ -60,12 +60,19 @@ class HandleTable:
         handle = self.handles.get(id)
         return self.new(id) if handle is None else handle.acquire()
 
+    def knows(self, id: int) -> bool:
+        """Whether there is a handle for an id, in the table or in somebody's hands."""
+        if id in self.handles:
+            return True
+        dropped = self._dropped.get(id)
+        return dropped is not None and dropped() is not None
+
     def new(self, id: int) -> Handle:
         """The handle for an id that is not in the table, with its first reference (for `Store.handle`)."""
         self._store.check_open()
         id = checked_id(id)
         # Somebody may still hold the object of a handle that left the table: it is the one.
-        dropped = self._dropped.pop(id, None)
+        dropped = self._dropped.get(id)
         handle = (dropped() if dropped is not None else None) or Handle(self._store, id)
         self.enter(handle)
         handle.refs = 1
@@ -77,15 +84,20 @@ class HandleTable:
         Raises:
             TooManyHandles: The table is full, and no handle can leave it.
         """
-        limit = self._max_handles
-        if limit is not None and len(self.handles) >= limit:
-            self._shrink_table(limit - 1)
+        self._make_room()
         self.handles[handle.id] = handle
+        # Only now: one that found no room is still the one of its id.
+        self._dropped.pop(handle.id, None)
 
     @property
     def full(self) -> bool:
         """Whether one more handle would be one too many."""
         return self._max_handles is not None and len(self.handles) >= self._max_handles
+
+    def _make_room(self) -> None:
+        limit = self._max_handles
+        if limit is not None and len(self.handles) >= limit:
+            self._shrink_table(limit - 1)
 
     def _shrink_table(self, target: int) -> None:
         while len(self.handles) > target:
@@ -127,7 +139,6 @@ class HandleTable:
             raise UsageError("this handle names no chunk yet: bind() it to an id")
         known = self.handles.get(handle.id)
         if known is None:
-            self._dropped.pop(handle.id, None)
             self.enter(handle)
         elif known is not handle:
             self._alias(handle, known)
@@ -153,18 +164,20 @@ class HandleTable:
         self._store.check_open()
         dropped = self._dropped.get(id)
         known = self.handles.get(id) or (dropped() if dropped is not None else None)
+        # What needs room in the table comes first: without it the handle names nothing still.
         if known is None:
+            if handle.refs:
+                self._make_room()
             handle.id = id
             handle.to(Status.NOT_RESOLVED)
             if handle.refs:
-                self.enter(handle)
+                self.handles[id] = handle
             else:
                 self._remember(handle)
             return handle
-        refs = handle.refs
-        self._alias(handle, known)
-        for _ in range(refs):
+        for _ in range(handle.refs):
             known.acquire()
+        self._alias(handle, known)
         return known
 
     @staticmethod

@@ -903,6 +903,39 @@ async def test_limits_on_handles(tmp_path, memory):
             pass
 
 
+async def test_a_handle_that_finds_no_room_in_the_table_is_as_it_was(tmp_path, memory):
+    async with opening(tmp_path, memory, max_handles=2) as store:
+        ids = await fill(store, 3)
+        await store.commit()
+        with store.handle(ids[0]) as kept:
+            pass
+        held = [store.handle(id) for id in ids[1:]]
+        assert kept.id not in store.table.handles
+        used = store.stats().used
+        unbound = store.table.unbound()
+        for act in (
+            kept.acquire,
+            lambda: store.handle(kept.id),
+            lambda: kept.replace_nowait(bytes(500)),
+            lambda: unbound.bind(kept.id),
+            lambda: unbound.bind(2**40),
+            lambda: store.contents.delete_each([kept.id]),
+        ):
+            with pytest.raises(TooManyHandles):
+                act()
+        assert (store.stats().used, store.stats().dirty) == (used, 0), "what was reserved is given back"
+        assert (kept.refs, kept.status) == (0, Status.NOT_RESOLVED)
+        assert (unbound.refs, unbound.status) == (1, Status.UNINITIALISED)
+        held.pop().release()
+        with store.handle(kept.id) as again:
+            assert again is kept, "one handle per id"
+        assert unbound.bind(kept.id) == kept
+        assert store.contents.delete_each([kept.id]) == 1
+        assert kept.status is Status.DELETED, "whoever holds it is told"
+        unbound.release()
+        held.pop().release()
+
+
 async def test_a_create_that_fails_leaves_its_room(tmp_path, memory):
     async with opening(tmp_path, memory, max_handles=4) as store:
         ids = await fill(store, 4)
@@ -1003,6 +1036,50 @@ async def test_a_controller_that_fails_for_a_moment_at_close_loses_nothing(tmp_p
         store.handle(id) as data,
     ):
         assert data == b"kept"
+
+
+async def test_what_a_commit_under_way_at_close_holds_is_not_lost(tmp_path, memory, monkeypatch):
+    store = await dstorage.open(tmp_path / "store", budget=2**20, controllers=[memory], pressure=None)
+    with await store.create(b"before") as handle:
+        await store.commit()
+        await handle.replace(b"kept")
+        id = handle.id
+    syncing, go_on = asyncio.Event(), asyncio.Event()
+
+    async def sync():
+        syncing.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(memory, "sync", sync)
+    committing = asyncio.create_task(store.commit())
+    await syncing.wait()
+    closing = asyncio.create_task(store.close())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    await committing
+    async with (
+        dstorage.open(tmp_path / "store", budget=2**20, controllers=[memory], pressure=None) as store,
+        store.handle(id) as data,
+    ):
+        assert data == b"kept"
+
+
+@pytest.mark.parametrize("error", [ControllerUnavailable("a moment"), MemoryError("the machine has none")])
+async def test_background_commits_go_on_after_one_that_failed(tmp_path, memory, error):
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    async with opening(tmp_path, memory, commit_interval=0.01) as store:
+        memory.sync_error = error
+        (await store.create(b"kept")).release()
+        async with asyncio.timeout(30):
+            while not told:
+                await asyncio.sleep(0.01)
+            memory.sync_error = None
+            while not memory.syncs:
+                await asyncio.sleep(0.01)
+        assert any("the background commit failed; it is tried again" in message for message in told)
 
 
 async def test_wait_gives_the_first_n(store, memory):

@@ -167,13 +167,9 @@ class Pieces:
 
     def delete(self, ids: Iterable[int]) -> int:
         """Delete chunks that no file has any more; returns how many of them there were."""
-        deleted = 0
-        for id in ids:
-            self.unfinished.discard(id)
-            with self.store.handle(id) as handle, suppress(Lost):
-                handle.delete()
-                deleted += 1
-        return deleted
+        ids = list(ids)
+        self.unfinished.difference_update(ids)
+        return self.store.contents.delete_each(ids)
 
     def ids(self) -> Iterator[int]:
         """All chunks of files that have been written."""

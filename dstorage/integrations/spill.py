@@ -27,6 +27,7 @@ from dstorage.controller import Buffer
 from dstorage.errors import ClosedError, Deleted, Lost, UsageError
 from dstorage.integrations.pieces import flat
 from dstorage.paging.budget import parse_bytes
+from dstorage.registry import load_plugin
 from dstorage.store import Store as AsyncStore
 
 Key = TypeVar("Key", bound=Hashable)
@@ -47,6 +48,8 @@ DELETED_AT_A_TIME = 256
 DELETED_IN_BUDGET = 4
 """So many deleted pieces, or pieces of this share of the budget, wait for the next trip to the loop: what lies together is freed together, which
 the file system does in a fraction of the time."""
+SEGMENT_BYTES = 32 * 2**20
+"""Of a file of the disk controller: what is short-lived dies together, and deleting a file costs less than punching holes into one."""
 STALLED_S = 0.5
 """How long a write waits for room while nothing is being written to the disk; as long as something is, it waits on."""
 
@@ -86,6 +89,7 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
         try:
             # Nothing is durable here, and so there is nothing to commit.
             settings: dict[str, Any] = {
+                "controllers": [load_plugin("disk").from_settings("disk", {"segment_bytes": SEGMENT_BYTES})],
                 "commit_interval": None,
                 "tiering": False,
                 "dirty_share": DIRTY_SHARE,
@@ -142,8 +146,8 @@ class SpillMapping(zict.common.ZictBase[Key, Buffer]):
                 if len(ids) == 1:
                     return self._copy(ids[0]) or copied(self._store.get(ids[0], wait=WAIT_S))
                 return self._store.call(_read, self._store.inner, ids, place.size, self._piece_bytes)
-            except Deleted:
-                # Replaced, removed or lent since it was looked up.
+            except (Deleted, Lost):
+                # Replaced, removed or lent since it was looked up: of what is long deleted the store knows nothing any more.
                 if self._places.get(key) is place and place.ids == ids:
                     raise
 
@@ -341,9 +345,8 @@ async def _read(store: AsyncStore, ids: Sequence[int], size: int, length: int) -
 
 
 def _forget(store: AsyncStore, ids: Iterable[int]) -> None:
-    for id in ids:
-        with store.handle(id) as handle, suppress(Lost, ClosedError):
-            handle.delete()
+    with suppress(ClosedError):
+        store.contents.delete_each(ids)
 
 
 def _clean_up(store: blocking.Store, places: dict[Any, _Place], deleted: list[int], path: str) -> None:

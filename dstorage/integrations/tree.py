@@ -463,7 +463,7 @@ def split(path: str) -> list[str]:
     """Components of a path.
 
     Raises:
-        InvalidArgumentError: One is empty, "." or "..", or too long.
+        InvalidArgumentError: One is empty, "." or "..", or too long, or is no text that has bytes.
     """
     if not path:
         return []
@@ -471,7 +471,13 @@ def split(path: str) -> list[str]:
     for part in parts:
         if part in ("", ".", ".."):
             raise InvalidArgumentError(f"path {path[:80]!r} has a component {part!r}: write it without")
-        if len(part.encode(errors=ERRORS)) > MAX_COMPONENT_BYTES:
+        try:
+            length = len(part.encode(errors=ERRORS))
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(
+                f"path component {part[:40]!r} is not to be had in UTF-8: {error.reason}"
+            ) from error
+        if length > MAX_COMPONENT_BYTES:
             raise InvalidArgumentError(
                 f"path component {part[:40]!r}... is too long: give at most {MAX_COMPONENT_BYTES} bytes of UTF-8"
             )

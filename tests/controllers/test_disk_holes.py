@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from dstorage_controllers.disk.files import Segment
+from uuid import uuid4
+
+import pytest
+from dstorage_controllers.disk.device import Device
+from dstorage_controllers.disk.files import Segment, SegmentFiles
 from dstorage_controllers.disk.holes import Holes, whole_pages
+from dstorage_controllers.disk.layout import Place
+from dstorage_controllers.disk.log import SegmentLog
 from hypothesis import given
 from hypothesis import strategies as st
 
 PAGE = 4096
+MIB = 2**20
 
 
 @given(
@@ -67,3 +74,20 @@ def test_the_last_bytes_of_the_largest_file_are_found():
     holes, segment = Holes(), Segment(1, 0)
     holes.add(segment, 2**32 - PAGE, PAGE)
     assert whole_pages(holes.take_all()[segment], 1) == ([(2**32 - PAGE, PAGE)], [])
+
+
+@pytest.mark.parametrize(
+    ("capacity", "alive", "most"),
+    [(None, 2**40, 512 * MIB), (2**30, 2**40, 128 * MIB), (None, 700 * MIB, 350 * MIB), (None, 20 * MIB, 16 * MIB)],
+    ids=["never more", "with a capacity", "as many as are alive", "a few always"],
+)
+def test_how_many_dead_bytes_wait(tmp_path, capacity, alive, most):
+    files = SegmentFiles(Device(), tmp_path, read_only=False)
+    log = SegmentLog(files, store=uuid4(), segment_bytes=MIB, capacity=capacity, name="disk")
+    segment = log.segments[1] = Segment(1, 128)
+    segment.live = log.used = alive
+    for number in range(1, most // MIB + 2):
+        # Not neighbours, in a segment that lives on.
+        due, dead = log.discard([Place(MIB, 1, 2 * number * MIB, MIB)])
+        assert not dead
+        assert bool(due) is (number * MIB > most)

@@ -98,6 +98,35 @@ def test_a_value_that_is_lent_while_it_is_looked_for_is_found(mapping):
     assert mapping["a"] == b"abc"
 
 
+@pytest.mark.parametrize("size", [2 * PIECE, 3 * BUDGET])
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_value_that_is_replaced_or_removed_while_it_is_looked_for_is_no_lost_one(mapping, size, removed):
+    mapping["a"] = b"old" * (size // 3)
+    place = mapping._places["a"]
+
+    class Outdated:
+        """Another thread changes the key after the first look at `ids`, and the old pieces are deleted before they are read."""
+
+        size, held, looks = place.size, None, 0
+
+        @property
+        def ids(self):
+            self.looks += 1
+            if self.looks == 1:
+                del mapping["a"]
+                mapping["b"] = bytes(2 * PIECE)
+                if not removed:
+                    mapping["a"] = b"new"
+            return place.ids
+
+    mapping._places["a"] = Outdated()
+    if removed:
+        with pytest.raises(KeyError):
+            mapping["a"]
+    else:
+        assert mapping["a"] == b"new"
+
+
 def test_keys_are_whatever_is_hashable(mapping):
     for key in ("a", ("a", 1), 7, b"x", frozenset()):
         mapping[key] = str(key).encode()

@@ -59,7 +59,7 @@ async def test_paths_may_be_longer_than_names(tree):
         await tree.write("x" * (MAX_COMPONENT_BYTES + 1), b"")
 
 
-@pytest.mark.parametrize("path", ["/a", "a/", "a//b", ".", "a/..", "../a"])
+@pytest.mark.parametrize("path", ["/a", "a/", "a//b", ".", "a/..", "../a", "a/\ud800"])
 async def test_paths_that_are_not_plain_are_refused(tree, path):
     with pytest.raises(dstorage.InvalidArgumentError, match="component"):
         await tree.write(path, b"")

@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import NamedTuple
 from uuid import UUID
 
@@ -129,8 +128,11 @@ def unpack(id: int, locator: Locator) -> Place:
 def sensible(locators: Iterable[tuple[int, Locator]]) -> Iterator[Place]:
     """The places of locators; those that make no sense name nothing and are left out: it must be possible to drop their records."""
     for id, locator in locators:
-        with suppress(CorruptData):
-            yield unpack(id, locator)
+        try:
+            place = unpack(id, locator)
+        except CorruptData:
+            continue
+        yield place
 
 
 def slots_for(segment_bytes: int) -> int:

@@ -28,9 +28,11 @@ NEARLY_EMPTY = 32
 """Holes punched or not, a segment less than 1/32 full is not worth its file."""
 SPARES = 2
 """Files kept for new segments at most."""
-WAITING_SEGMENTS = 2
 WAITING_BYTES = 16 * 2**20
-"""Dead bytes that may wait to be given back: as many as are alive, or so many if that is more; but of two segments at most."""
+MOST_WAITING_BYTES = 512 * 2**20
+WAITING_OF_CAPACITY = 8
+"""Dead bytes that may wait to be given back: as many as are alive, or the first of these if that is more; but never more than the second, or
+this share of a capacity."""
 MOST_HOLES = 8192
 """Punched in one go, in all segments together: a bounded time, which a close or an append on a full disk may have to wait."""
 SLACK_BYTES = 64 * 2**10
@@ -84,6 +86,9 @@ class SegmentLog:
         self._refused = 0
         """Stored bytes of the smallest chunk that did not fit into the capacity, 0 if all did."""
         self._segment_bytes = segment_bytes
+        self._most_waiting = MOST_WAITING_BYTES
+        if capacity is not None:
+            self._most_waiting = min(MOST_WAITING_BYTES, capacity // WAITING_OF_CAPACITY)
         self._spares: list[int] = []
         """Numbers of dead segments whose files are kept."""
         self._holes = Holes()
@@ -324,8 +329,7 @@ class SegmentLog:
                 del self.segments[segment.number]
                 self._dirty.discard(segment)
                 self._holes.forget(segment)
-            may_wait = min(WAITING_SEGMENTS * self._segment_bytes, max(WAITING_BYTES, self.used))
-            due = self._holes.take_due(may_wait)
+            due = self._holes.take_due(min(self._most_waiting, max(WAITING_BYTES, self.used)))
         for segment in dead:
             self.files.doom(segment)
         return due, dead
