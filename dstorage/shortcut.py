@@ -98,9 +98,9 @@ class Shortcut:
         data = controller.read_in_thread(id, locator, writable=writable)
         if data is None or len(data) != size:
             return None
-        recent = self._uses.recent
-        if len(recent) < FOLD:
-            recent.append(id)
+        uses = self._uses
+        if len(uses.recent) < FOLD:
+            uses.note(id, record.last_access)
         self.chunks_read += 1
         self.bytes_read += size
         return data

@@ -253,10 +253,10 @@ class PageIn:
             buffer = bytes(buffer)
         self.bytes_read += size
         self.chunks_read += 1
-        recent = self._uses.recent
-        recent.append(page.id)
-        if len(recent) >= FOLD:
-            self._uses.fold()
+        uses = self._uses
+        uses.note(page.id, record.last_access)
+        if len(uses.recent) >= FOLD:
+            uses.fold()
         if self._troubles:
             for place, trouble in self._troubles.pop(page, ()):
                 if isinstance(trouble, (CorruptData, Lost)):

@@ -31,6 +31,10 @@ BATCH_CHUNKS = 256
 BATCHES_IN_FLIGHT = 4
 BACKGROUND_SHARE = 0.5
 """Of the dirty limit: above it the background writer works."""
+BACKGROUND_STEP = 0.125
+"""Of the dirty limit: so much more has to be dirty before it begins, and less is left to become more: what a batch costs, however few
+chunks it has, is mostly the threads' waiting for each other.
+"""
 RETRY_S = 0.25
 """Pause after a write that no controller took."""
 
@@ -174,7 +178,7 @@ class WriteBack:
     def dirtied(self) -> None:
         """There is more that is dirty: work if it is enough."""
         memory = self._memory
-        if memory.dirty_bytes > memory.dirty_limit * BACKGROUND_SHARE:
+        if memory.dirty_bytes > memory.dirty_limit * (BACKGROUND_SHARE + BACKGROUND_STEP):
             self.wake()
 
     def wake(self) -> None:
@@ -222,12 +226,15 @@ class WriteBack:
 
     def _feed_background(self) -> None:
         memory = self._memory
-        # Somebody who waits may need more than the other half.
-        enough = 0 if memory.wanted else memory.dirty_limit * BACKGROUND_SHARE
-        excess = min(memory.dirty_bytes - enough, BATCH_BYTES)
-        # Who waits has hope as long as anything is dirty: what is empty has to be written, too, so that it ends.
-        if excess <= 0 and not memory.wanted:
-            return
+        if memory.wanted:
+            # Somebody who waits may need more than the other half, and has hope as long as anything is dirty: what is empty has to be
+            # written, too, so that it ends.
+            excess: float = min(memory.dirty_bytes, BATCH_BYTES)
+        else:
+            excess = memory.dirty_bytes - memory.dirty_limit * BACKGROUND_SHARE
+            if excess < min(memory.dirty_limit * BACKGROUND_STEP, BATCH_BYTES):
+                return
+            excess = min(excess, BATCH_BYTES)
         for page in memory.dirty:
             self._submit_present(page)
             excess -= page.size
