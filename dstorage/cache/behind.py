@@ -35,6 +35,9 @@ class WriteBehind:
     Args:
         core: The cache.
         loop: Its store's.
+
+    Attributes:
+        waiting: Key -> what was set and is not in the cache yet; for `get`, which need not be called where it is empty.
     """
 
     def __init__(self, core: Core, loop: LoopThread) -> None:
@@ -42,7 +45,7 @@ class WriteBehind:
         self._loop = loop
         self._lock = threading.Lock()
         """Held while an entry comes or goes, with `_asked`; who looks needs none."""
-        self._waiting: dict[Key, tuple[Entry, Encoded]] = {}
+        self.waiting: dict[Key, tuple[Entry, Encoded]] = {}
         self._asked = False
         """The loop was asked to take over, and has not begun: it will find what comes now."""
         self._held_up = False
@@ -54,7 +57,7 @@ class WriteBehind:
 
     def put(self, entry: Entry, encoded: Encoded) -> bool:
         """Leave a value here that passed all checks; False if the loop has to be waited for."""
-        if encoded.size > SMALL_BYTES or len(self._waiting) >= MOST or not self._core.chunks.ample(MOST * SMALL_BYTES):
+        if encoded.size > SMALL_BYTES or len(self.waiting) >= MOST or not self._core.chunks.ample(MOST * SMALL_BYTES):
             return False
         self._loop.check_caller()
         with self._lock:
@@ -62,12 +65,12 @@ class WriteBehind:
                 # Before anybody sees the value, and asks the loop for something that is to find it.
                 self._loop.begin(self._take_over)
                 self._asked = True
-            self._waiting[entry.key] = entry, encoded
+            self.waiting[entry.key] = entry, encoded
         return True
 
     def get(self, key: Key) -> tuple[Entry, bytes | bytearray] | None:
         """What was set for `key` and is not in the cache yet."""
-        found = self._waiting.get(key) if self._waiting else None
+        found = self.waiting.get(key)
         if found is None:
             return None
         entry, encoded = found
@@ -81,7 +84,7 @@ class WriteBehind:
 
     def settle(self) -> None:
         """Return when everything set before is in the cache."""
-        if self._waiting:
+        if self.waiting:
             self.call_sync(lambda: None)
 
     # -- the loop, behind them ------------------------------------------------------------------------------------------
@@ -125,7 +128,7 @@ class WriteBehind:
         with self._lock:
             # What comes from now on asks again, for it has to be taken over before whatever its thread asks for next.
             self._asked = False
-            waiting = list(self._waiting.values())
+            waiting = list(self.waiting.values())
         for entry, encoded in waiting:
             try:
                 done = self._core.keep_now(entry, encoded)
@@ -154,10 +157,10 @@ class WriteBehind:
 
     def _gone(self, entry: Entry) -> None:
         with self._lock:
-            found = self._waiting.get(entry.key)
+            found = self.waiting.get(entry.key)
             # There may be a newer one.
             if found is not None and found[0] is entry:
-                del self._waiting[entry.key]
+                del self.waiting[entry.key]
 
     def _fail(self, entry: Entry, error: Exception) -> None:
         """Whoever set it does not wait any more: as if it had been culled at once, and told in the statistics."""

@@ -230,8 +230,9 @@ class Core:
             CorruptData: It makes no sense.
             UsageError: Its serializer was not named.
         """
-        if copy and entry.kind is Kind.BYTES and not entry.parts:  # What was joined is nobody else's.
-            return bytes(memoryview(payload))
+        if entry.kind is Kind.BYTES and payload.__class__ is bytes:
+            # As `codec.decode` has it, without a call. What was joined is nobody else's.
+            return bytes(memoryview(payload)) if copy and not entry.parts else payload
         try:
             value = self.codec.decode(entry.kind, payload, entry.serializer)
         except CorruptData as error:

@@ -168,8 +168,8 @@ class Cache:
 
     def answer(self, key: Key) -> Answer:
         """Entry and payload, if there are any (for the cache's own parts)."""
-        core = self._core
-        found = self._behind.get(key) or core.hot(key)
+        core, behind = self._core, self._behind
+        found = (behind.get(key) if behind.waiting else None) or core.hot(key)
         if found is not None:
             return found
         entry = core.lookup(key)
