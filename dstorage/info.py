@@ -79,7 +79,7 @@ class ChunkInfo:
         id: The chunk.
         size: Bytes.
         controller: Name of the controller that keeps it, None if it is only in memory yet.
-        last_access: Nanoseconds since the epoch, as of the last commit that noted it.
+        last_access: Nanoseconds since the epoch, as of the last commit that noted it: none does before a minute has gone by.
         resident: In memory.
         dirty: Newer in memory than on the controller.
         refs: References held.

@@ -86,9 +86,7 @@ def put(
                 await opened.commit()
             except BaseException:
                 # All or nothing: nobody would ever learn the ids of a part.
-                for id in (id for _, ids in stored for id in ids):
-                    with opened.handle(id) as handle:
-                        handle.delete()
+                opened.contents.delete_each(id for _, ids in stored for id in ids)
                 raise
         # Only now are they durable.
         if json:
