@@ -122,7 +122,7 @@ async def test_copies_come_by_themselves_and_for_chunks_older_than_the_rule(pair
     async with pair.store(LATER) as store:
         with store.events() as events:
             copied = set()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while len(copied) < 5:
                     event = await anext(events)
                     if event.kind == "copied":
@@ -152,7 +152,7 @@ async def test_a_reader_heals_what_it_finds_damaged(pair):
         with store.events() as events:
             assert await read(store, id) == DATA
             pair.near.read_error = None
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (event := await anext(events)).kind != "healed":
                     assert event.kind != "lost"
             assert event == dstorage.Event("healed", id, "near")
@@ -177,7 +177,7 @@ async def test_gone_in_one_place_and_away_in_the_other_is_not_lost(pair):
             waiting = asyncio.create_task(handle.get(wait=60))
             await settle()
             pair.far.set_unavailable(False)
-            assert bytes(await asyncio.wait_for(waiting, 5)) == DATA
+            assert bytes(await asyncio.wait_for(waiting, 60)) == DATA
         evict(store)
         pair.far.read_error = Lost("evicted as well")
         with store.handle(id) as handle, pytest.raises(Lost):
@@ -386,7 +386,7 @@ async def test_draining_goes_on_while_chunks_are_deleted(tmp_path):
             with store.handle(id) as handle:
                 handle.delete()
         near.gate.set()
-        await asyncio.wait_for(draining, 20)
+        await asyncio.wait_for(draining, 60)
         assert not near.medium.cells
         assert {store.info(id).controller for id in store.ids()} == {"mid"}
 

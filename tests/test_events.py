@@ -45,7 +45,7 @@ async def test_very_many_changes_are_committed_before_their_time(tmp_path):
         with store.events() as events:
             for _ in range(5000):
                 (await store.create(4096, wait=5)).release()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 async for event in events:
                     if event.kind == "commit":
                         break
@@ -124,7 +124,7 @@ async def test_where_two_read_one_stream_each_event_goes_to_one_of_them(store):
     # One who does not want to wait any more takes nothing from the others.
     readers.pop(0).cancel()
     ids = await fill(store, 2)
-    assert sorted([(await asyncio.wait_for(reader, 10)).id for reader in readers]) == ids
+    assert sorted([(await asyncio.wait_for(reader, 60)).id for reader in readers]) == ids
     events.close()
 
 
@@ -134,6 +134,6 @@ async def test_the_stream_ends_with_the_store(tmp_path, memory):
     waiting = asyncio.create_task(anext(events, None))
     await settle()
     await store.close()
-    assert await asyncio.wait_for(waiting, 10) is None
+    assert await asyncio.wait_for(waiting, 60) is None
     with pytest.raises(dstorage.ClosedError):
         store.events()

@@ -188,7 +188,7 @@ async def test_an_exception_in_one_callback_goes_to_the_loop_and_disturbs_no_oth
     with store.handle(id) as handle:
         handle.resolve(bad)
         handle.resolve(lambda h: done.set())
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), 60)
     assert [type(error) for error in reported] == [ZeroDivisionError]
     assert handle.refs == 0
 
@@ -462,7 +462,7 @@ async def test_those_who_asked_to_wait_are_told_the_moment_the_controller_return
         assert seen == []
         memory.set_unavailable(False)
         await settle()
-        assert bytes(await asyncio.wait_for(task, 1)) == DATA
+        assert bytes(await asyncio.wait_for(task, 60)) == DATA
         assert seen == [Status.RESOLVED]
 
 
@@ -501,7 +501,7 @@ async def test_asking_while_others_wait_for_the_next_try_is_one_try(store, memor
         memory.set_unavailable(False)
         await settle()
         memory.gate.set()
-        assert bytes(await asyncio.wait_for(waiting, 1)) == DATA
+        assert bytes(await asyncio.wait_for(waiting, 60)) == DATA
     assert memory.reads == [id]
     assert problems == []
 
@@ -533,7 +533,7 @@ async def test_who_waits_for_room_that_writing_cannot_give_is_told(store, memory
         for handle in full:
             handle.release()
     with store.handle(id) as handle, pytest.raises(MemoryUnavailable):
-        await asyncio.wait_for(handle.get(), 5)
+        await asyncio.wait_for(handle.get(), 60)
     memory.write_error = None
     for other in full:
         if not stalled:
@@ -553,7 +553,7 @@ async def test_who_needs_little_room_does_not_wait_behind_who_needs_much(store, 
         assert handle.status is Status.WAITING
         full.pop().release()
         memory.write_gate.set()
-        assert bytes(await asyncio.wait_for(reading, 5)) == DATA
+        assert bytes(await asyncio.wait_for(reading, 60)) == DATA
         assert not much.done()
     for other in full:
         other.release()
@@ -633,7 +633,7 @@ async def test_in_debug_mode_a_handle_dropped_while_referenced_is_told_with_its_
 
         other.handle(id).resolve(arrived)
         gc.collect()
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), 60)
         again = other.handle(id)
         assert other.handle(id) is again
         again.release()

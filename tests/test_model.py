@@ -35,7 +35,7 @@ class StoreModel(RuleBasedStateMachine):
         self.counter = 0
 
     def run(self, work):
-        return self.loop.run_until_complete(asyncio.wait_for(work, 20))
+        return self.loop.run_until_complete(asyncio.wait_for(work, 60))
 
     @initialize(inline=st.booleans())
     def begin(self, inline):

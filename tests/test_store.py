@@ -348,7 +348,7 @@ async def test_a_damaged_catalog_is_told_and_holds_nobody_up(store, monkeypatch)
     transaction, catalog._txn = catalog._txn, Damaged()
     for _ in range(2):
         with store.handle(id) as handle, pytest.raises(Lost, match=r"the catalog .* is damaged"):
-            await asyncio.wait_for(handle.get(), 5)
+            await asyncio.wait_for(handle.get(), 60)
     catalog.refresh()
 
 
@@ -415,7 +415,7 @@ async def test_a_controller_not_loaded_is_unavailable_until_it_registers(tmp_pat
         waiting = asyncio.create_task(handle.get(wait=30))
         await settle()
         await store.register(MemoryController("kept", medium=medium))
-        assert len(await asyncio.wait_for(waiting, 1)) == 1000
+        assert len(await asyncio.wait_for(waiting, 60)) == 1000
         handle.release()
 
 
@@ -717,7 +717,7 @@ async def test_the_background_commits_by_itself(tmp_path, memory):
     async with opening(tmp_path, memory, commit_interval=0.01) as store:
         with store.events() as events:
             await fill(store, 1)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 async for event in events:
                     if event.kind == "commit":
                         break
@@ -846,7 +846,7 @@ async def test_nobody_waits_for_a_chunk_that_is_larger_than_the_whole_budget(tmp
         told = asyncio.get_running_loop().create_future()
         with store.handle(id) as handle:
             handle.resolve(told.set_result, wait=1000)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 with pytest.raises(MemoryUnavailable, match="more than the whole budget of 200000") as caught:
                     await handle.get(wait=1000)
                 assert (await told).status is Status.TEMPORARILY_UNAVAILABLE
@@ -1073,7 +1073,7 @@ async def test_background_commits_go_on_after_one_that_failed(tmp_path, memory, 
     async with opening(tmp_path, memory, commit_interval=0.01) as store:
         memory.sync_error = error
         (await store.create(b"kept")).release()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not told:
                 await asyncio.sleep(0.01)
             memory.sync_error = None

@@ -117,7 +117,7 @@ async def test_it_works_by_itself_only_while_the_store_is_idle_and_not_paused(tm
         await page_in(store, ids, 2)
         with store.events() as events:
             store.tiering.paused = False
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 moved = [await anext(aiter(events)) for _ in range(5)]
         assert [event.kind for event in moved] == ["moved"] * 5
         assert kept_on(store, ids) == ["fast"] * 5

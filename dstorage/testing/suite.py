@@ -31,7 +31,7 @@ from dstorage.record import Locator
 SIZES = (0, 1, 2, 63, 511, 512, 4095, 4096, 4097, 65536, 100_003, 2**20)
 """Lengths at which implementations go wrong: nothing, odd, around sectors and pages, large."""
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 """What a test waits for something that must happen; never reached when it does."""
 
 STORE = UUID("5d2f0ac2-6f3c-4a5b-9d52-2f6a8d0a7c11")

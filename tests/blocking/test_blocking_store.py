@@ -531,7 +531,7 @@ async def test_callbacks_come_on_a_chosen_event_loop(store):
     done = asyncio.Event()
     handle = store.create(b"bytes")
     handle.resolve(lambda handle: (told(handle), done.set()), deliver=asyncio.get_running_loop())
-    await asyncio.wait_for(done.wait(), 30)
+    await asyncio.wait_for(done.wait(), 60)
     assert told.calls[0][3] is threading.current_thread()
 
 

@@ -396,9 +396,9 @@ def test_no_thread_ever_reads_what_is_old_torn_or_somebody_elses(tmp_path, seed)
             data = contents(number, version, size(number, version))
             what = choice.random()
             if what < 0.7:
-                store.handle(ids[number]).replace(data, wait=10)
+                store.handle(ids[number]).replace(data, wait=60)
             else:
-                former, ids[number] = ids[number], store.create(data, durable=what < 0.9, wait=10).id
+                former, ids[number] = ids[number], store.create(data, durable=what < 0.9, wait=60).id
                 done[number] = version
                 store.handle(former).delete()
             done[number] = version

@@ -139,7 +139,7 @@ async def test_the_reaper_removes_what_has_expired(store, clock):
         for number in range(1000):
             await cache.set(number, b"x", expire=5)
         clock.advance(5)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while cache.stats().entries:
                 await asyncio.sleep(0.001)
         assert cache.stats().expired == 1000

@@ -505,7 +505,7 @@ async def test_a_list_without_end_is_left():
     async with ScriptedS3() as server:
         server.script = lambda method, key, query: (200, page) if method == "GET" and "list-type" in query else None
         async with watched(server, timeout=8.0) as bench:
-            await asyncio.wait_for(bench.controller._open.parts.cleaning.wait(30), 8)
+            await asyncio.wait_for(bench.controller._open.parts.cleaning.wait(30), 60)
             asked = len(server.log)
             await asyncio.sleep(0.05)
             assert len(server.log) == asked

@@ -192,7 +192,7 @@ async def test_who_waits_is_told_when_the_bucket_is_back(two, bucket):
     await eventually(lambda: controller.status is not dstorage.ControllerStatus.OK, "it is not noticed")
     assert not waiting.done()
     bucket.script = lambda method, key, query: None
-    handles = await asyncio.wait_for(waiting, 10)
+    handles = await asyncio.wait_for(waiting, 60)
     for handle, data in zip(handles, far.values(), strict=True):
         assert bytes(handle.data) == data
         handle.release()

@@ -116,7 +116,7 @@ async def test_what_references_hold_stays_and_the_error_says_who(store):
     await settle()
     assert not waiting.done()
     handles.pop().release()
-    (await asyncio.wait_for(waiting, 5)).release()
+    (await asyncio.wait_for(waiting, 60)).release()
     for handle in handles:
         handle.release()
 
@@ -130,10 +130,10 @@ async def test_who_waits_has_an_answer_however_little_is_dirty(store):
     for few in (1000, 0):
         held.append(await store.create(few))
         with store.handle(id) as handle, pytest.raises(MemoryUnavailable, match=", 0 dirty"):
-            await asyncio.wait_for(handle, 10)
+            await asyncio.wait_for(handle, 60)
         held.append(await store.create(0))
         with pytest.raises(MemoryUnavailable, match=", 0 dirty"):
-            await asyncio.wait_for(store.create(2048, wait=0.01), 10)
+            await asyncio.wait_for(store.create(2048, wait=0.01), 60)
     for handle in held:
         handle.release()
 
@@ -168,7 +168,7 @@ async def test_a_producer_is_slowed_at_the_share_that_may_be_dirty(tmp_path):
         assert not producer.done()
         assert store.stats().dirty <= BUDGET / 4
         slow.write_gate.set()
-        await asyncio.wait_for(producer, 10)
+        await asyncio.wait_for(producer, 60)
         assert store.stats().dirty <= BUDGET / 4
 
 
@@ -197,11 +197,11 @@ async def test_where_nothing_is_written_who_fits_need_not_stand_behind_who_does_
     large = asyncio.create_task(store.create(bytes(BUDGET // 2), wait=60))
     await settle()
     # Whoever holds what the large one needs may need this to get on.
-    small = await asyncio.wait_for(store.create(bytes(1024)), 10)
+    small = await asyncio.wait_for(store.create(bytes(1024)), 60)
     assert not large.done()
     for handle in (small, *held):
         handle.release()
-    (await asyncio.wait_for(large, 10)).release()
+    (await asyncio.wait_for(large, 60)).release()
 
 
 async def test_many_who_wait_for_memory_do_not_keep_the_loop_busy(store):

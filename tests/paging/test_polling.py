@@ -226,7 +226,7 @@ async def test_the_close_does_not_wait_for_what_does_not_come(tmp_path, device, 
         while len(device.asked) < 3:
             await asyncio.sleep(0)
         handle.release()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await store.close()
         with pytest.raises(dstorage.DStorageError):
             await reading

@@ -27,7 +27,7 @@ class Client:
 
     async def receive(self):
         while (reply := self.replies.gets()) is Ellipsis:
-            data = await asyncio.wait_for(self.reader.read(2**20), 30)
+            data = await asyncio.wait_for(self.reader.read(2**20), 60)
             if not data:
                 raise ConnectionResetError("the server hung up")
             self.replies.feed(data)

@@ -338,7 +338,7 @@ async def test_inline_commands_and_broken_ones_get_the_same_bytes(redis, client)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(data)
         writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 30)
+        answer = await asyncio.wait_for(reader.read(), 60)
         writer.close()
         return answer
 

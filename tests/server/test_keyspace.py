@@ -237,7 +237,7 @@ async def test_no_bytes_bring_the_node_down(client, seed, caplog):
             junk[rng.randrange(len(junk))] = rng.choice(b"*$\r\n0123456789\x00\xff>~")
         writer.write(junk)
         writer.write_eof()
-        await asyncio.wait_for(reader.read(), 30)
+        await asyncio.wait_for(reader.read(), 60)
         writer.close()
     assert await client.send("PING") == b"PONG"
     assert not caplog.records

@@ -236,7 +236,7 @@ async def test_info_counts_what_a_cache_is_judged_by(client):
 @pytest.mark.parametrize("page", [b"POST / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
 async def test_a_web_page_cannot_speak_to_a_node_through_its_readers_browser(client, page, caplog):
     client.writer.write(page + b"Content-Length: 15\r\n\r\nSET k stolen\r\n")
-    assert b"+OK" not in await asyncio.wait_for(client.reader.read(), 30)
+    assert b"+OK" not in await asyncio.wait_for(client.reader.read(), 60)
     assert await (await client.node.client()).send("EXISTS", "k") == 0
     assert "speaks HTTP" in caplog.text
 
@@ -417,12 +417,12 @@ async def test_who_does_not_finish_the_handshake_counts_as_a_connection_and_is_l
     assert await friend.send("PING") == b"PONG"
     strangers = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(4)]
     strangers[0][1].write(b"this is no handshake")
-    assert await asyncio.wait_for(strangers[0][0].read(), 30) is not None
+    assert await asyncio.wait_for(strangers[0][0].read(), 60) is not None
     one_more = await asyncio.open_connection("127.0.0.1", node.port)
     two_more = await asyncio.open_connection("127.0.0.1", node.port)
-    assert await asyncio.wait_for(two_more[0].read(), 30) == b"", "there is no room for it"
+    assert await asyncio.wait_for(two_more[0].read(), 60) == b"", "there is no room for it"
     for reader, _ in [*strangers, one_more]:
-        assert await asyncio.wait_for(reader.read(), 30) is not None
+        assert await asyncio.wait_for(reader.read(), 60) is not None
     another = await node.client(ssl=trust)
     assert await another.send("PING") == b"PONG"
     for _, writer in [*strangers, one_more, two_more]:

@@ -23,10 +23,10 @@ asyncio.run(_warm())
 
 @pytest.fixture(autouse=True)
 def settled() -> Iterator[None]:
-    """No connection is left five seconds behind a test. To be bound to the name `_no_leaks` in a module."""
+    """No connection is left thirty seconds behind a test. To be bound to the name `_no_leaks` in a module."""
     before = _sockets()
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     _collect()
     while left := _sockets() - before:
         assert time.monotonic() < deadline, f"connections left: {left}"

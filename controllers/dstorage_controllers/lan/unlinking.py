@@ -28,6 +28,8 @@ class Unlinking:
         self._trips = trips
         self._keys: deque[str] = deque()
         self._task: asyncio.Task[None] | None = None
+        self._again = False
+        """Asked to go on while it was finding out that the server did not take some: what it finds may be out of date."""
 
     def add(self, keys: Iterable[str]) -> None:
         """Have keys unlinked soon."""
@@ -38,6 +40,7 @@ class Unlinking:
 
     def resume(self) -> None:
         """Go on with what the server did not take; to be called when it is back."""
+        self._again = True
         if self._keys and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._drain())
 
@@ -57,10 +60,12 @@ class Unlinking:
     async def _drain(self) -> None:
         try:
             while self._keys:
+                self._again = False
                 keys = [self._keys.popleft() for _ in range(min(KEYS_AT_ONCE, len(self._keys)))]
                 if not await self._unlink(keys):
                     self._keys.extendleft(keys)
-                    break
+                    if not self._again:
+                        break
         finally:
             self._task = None
 
