@@ -105,7 +105,8 @@ class Store:
         self._thread = threading.get_ident()
         self._lock = lock
         self._catalog = catalog
-        self._closed: str | None = None
+        self.closed: str | None = None
+        """Why it cannot be used any more; None while it is open."""
         self._closing: asyncio.Event | None = None
         """There once `close` was called; set when it is through."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -638,7 +639,7 @@ class Store:
     def _send_freed(self, controller: int) -> None:
         places = self._freed.pop(controller, None)
         entry = self._registry[controller]
-        if places and entry is not None and entry.controller is not None and not self._closed:
+        if places and entry is not None and entry.controller is not None and not self.closed:
             task = self.spawn(entry.controller.discard(places))
             self._discards.add(task)
             task.add_done_callback(self._discards.discard)
@@ -787,7 +788,7 @@ class Store:
         """
         if self._closing is not None:
             await self._closing.wait()
-        elif self._closed is None:
+        elif self.closed is None:
             self._closing = asyncio.Event()
             try:
                 await self._close()
@@ -807,7 +808,7 @@ class Store:
                 await asyncio.wait(self._discards, timeout=DISCARD_WAIT_S)
         except BaseException as error:
             failure = error
-        self._closed = "the store is closed"
+        self.closed = "the store is closed"
         self.shortcut.open = False
         self._pagein.stop()
         self._writeback.stop()
@@ -884,8 +885,8 @@ class Store:
 
     def check_open(self) -> None:
         """Raise `ClosedError` unless the store is open."""
-        if self._closed is not None:
-            raise ClosedError(f"{self._closed}: open it again")
+        if self.closed is not None:
+            raise ClosedError(f"{self.closed}: open it again")
 
     def check_writable(self) -> None:
         """Raise unless the store takes changes, from this thread."""
@@ -927,7 +928,7 @@ class Store:
         self._loop.call_exception_handler({"message": f"dstorage {self.path}: {message}", "exception": error})
 
     def _forked(self) -> None:
-        self._closed = f"this store was opened by the parent process {os.getppid()}; a forked child must open its own"
+        self.closed = f"this store was opened by the parent process {os.getppid()}; a forked child must open its own"
         self.shortcut.open = False
         if self._lock is not None:
             self._lock.forget()
@@ -937,7 +938,7 @@ class Store:
             self._events.emit("written", page.id, controller)
 
     def __repr__(self) -> str:
-        return f"<Store {str(self.path)!r}, {self._closed or repr(self._memory)}>"
+        return f"<Store {str(self.path)!r}, {self.closed or repr(self._memory)}>"
 
 
 _open_stores: weakref.WeakSet[Store] = weakref.WeakSet()

@@ -31,7 +31,7 @@ from dstorage.cache.memoize import AsyncDecorator, Memo, MemoizeOptions, check_b
 from dstorage.cache.records import NEVER, Names
 from dstorage.cache.report import CacheEntryInfo, CacheStats, info_of
 from dstorage.cache.transaction import AsyncCacheTransaction, Turns
-from dstorage.cache.values import Codec, Kind, Serializer, absence
+from dstorage.cache.values import ABSENT, Codec, Serializer, absence
 from dstorage.errors import InvalidArgumentError, UsageError
 from dstorage.paging.budget import parse_bytes
 from dstorage.store import Store
@@ -206,11 +206,12 @@ class AsyncCache:
         """
         core = self.core
         found = core.hot(key) or await core.read(key)
-        if found is None or found[0].kind is Kind.ABSENT:
+        if found is None or found[0].kind is ABSENT:
             core.misses.add()
             return default
         core.hits.add()
-        return core.decode(*found, copy=copy)
+        entry, payload = found
+        return core.decode(entry, payload, copy=copy)
 
     async def __getitem__(self, key: Key) -> Any:
         """The value of `key`.
@@ -259,7 +260,7 @@ class AsyncCache:
     async def pop(self, key: Key, default: Any = None) -> Any:
         """Remove `key` and return its value, or `default` if it has none. Of many at once, one gets it."""
         core = self.core
-        while (found := await core.read(key)) is not None and found[0].kind is not Kind.ABSENT:
+        while (found := await core.read(key)) is not None and found[0].kind is not ABSENT:
             value = core.decode(*found)
             if core.erase_same(found[0]):
                 return value
@@ -273,7 +274,7 @@ class AsyncCache:
         if entry is None:
             return False
         core.erase(entry)
-        return entry.kind is not Kind.ABSENT
+        return entry.kind is not ABSENT
 
     async def touch(self, key: Key, expire: float | None = None) -> bool:
         """Let `key` expire `expire` seconds from now, or never; returns whether there is such a key."""
@@ -298,7 +299,7 @@ class AsyncCache:
         core = self.core
         while True:
             found = await core.read(key)
-            entry = None if found is None or found[0].kind is Kind.ABSENT else found[0]
+            entry = None if found is None or found[0].kind is ABSENT else found[0]
             total = add_up(key, core.decode(*found) if found is not None and entry is not None else default, delta)
             if await core.write(key, core.codec.encode(total), expected=entry, like=entry):
                 return total
@@ -317,10 +318,10 @@ class AsyncCache:
         """The reason given to `set_missing` while it is remembered, else None."""
         core = self.core
         entry = core.lookup(key)
-        if entry is None or entry.kind is not Kind.ABSENT:
+        if entry is None or entry.kind is not ABSENT:
             return None
         found = await core.read(key)
-        return None if found is None or found[0].kind is not Kind.ABSENT else str(core.decode(*found))
+        return None if found is None or found[0].kind is not ABSENT else str(core.decode(*found))
 
     def info(self, key: Key) -> CacheEntryInfo | None:
         """Size, expiry and tag of `key`, or None; its value need not be in memory."""
@@ -428,7 +429,7 @@ class AsyncCache:
         """All keys with their values, one by one, so that the cache may be larger than memory."""
         for key in list(self):
             found = await self.core.read(key)
-            if found is not None and found[0].kind is not Kind.ABSENT:
+            if found is not None and found[0].kind is not ABSENT:
                 yield key, self.core.decode(*found)
 
     async def values(self) -> AsyncIterator[Any]:

@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Iterable, Sequence
 
 from dstorage.cache.records import Entry, Names
-from dstorage.cache.values import Kind
+from dstorage.cache.values import BYTES
 from dstorage.controller import Buffer
 from dstorage.errors import CorruptData, Deleted, Lost, MemoryUnavailable
 from dstorage.handle import Handle
@@ -134,22 +134,6 @@ class Chunks:
         finally:
             handle.release()
 
-    def peek(self, entry: Entry) -> bytes | bytearray | None:
-        """The payload if it is in one chunk and in memory; from any thread. Not bytes that are still to be made some: ask the loop.
-
-        Contents never change once published, so that what is returned stays what it is.
-        """
-        handle = self._store.table.handles.get(entry.id)
-        if handle is None or entry.parts:
-            return None
-        buffer = handle.buffer
-        if buffer is None or len(buffer) != entry.size:
-            return None
-        if buffer.__class__ is bytearray and entry.kind is Kind.BYTES:
-            return None
-        handle.hot = True
-        return buffer
-
     def read_soon(self, entry: Entry, done: Callable[[bytes | bytearray | None], object]) -> None:
         """Read the payload of an entry in one chunk without a task; `done` gets None if that does not work: try `read`."""
         handle = self._store.table.get(entry.id)
@@ -215,7 +199,7 @@ class Chunks:
 def _payload(handle: Handle, entry: Entry) -> bytes | bytearray | None:
     """The contents, if they are in memory: bytes are bytes from now on, which can be given out without a copy (on the loop)."""
     buffer = handle.buffer
-    if buffer.__class__ is bytearray and entry.kind is Kind.BYTES and not handle.dirty:
+    if buffer.__class__ is bytearray and entry.kind is BYTES and not handle.dirty:
         assert buffer is not None
         buffer = bytes(buffer)
         swap(handle, buffer)

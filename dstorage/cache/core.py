@@ -21,7 +21,7 @@ from dstorage.cache.entries import ENTRY_BYTES, Entries
 from dstorage.cache.keys import Key, encode_key, exact
 from dstorage.cache.records import NEVER, Entry, Names
 from dstorage.cache.report import CacheStats
-from dstorage.cache.values import Codec, Encoded, Kind
+from dstorage.cache.values import ABSENT, ARRAY, BYTES, Codec, Encoded
 from dstorage.errors import (
     ClosedError,
     CorruptData,
@@ -76,6 +76,7 @@ class Core:
         self.chunks = Chunks(store, self.names, wait)
         self.entries = Entries()
         self.live: dict[Key, Entry] = self.entries.live
+        self._handles = store.table.handles
         self.size_limit: int | None = DEFAULT_SIZE_LIMIT
         self.hits = Counter()
         self.misses = Counter()
@@ -162,17 +163,30 @@ class Core:
     def current(self, key: Key) -> Entry | None:
         """The entry that has the value of `key`, or None."""
         entry = self.lookup(key)
-        return None if entry is None or entry.kind is Kind.ABSENT else entry
+        return None if entry is None or entry.kind is ABSENT else entry
 
     def hot(self, key: Key) -> tuple[Entry, bytes | bytearray] | None:
         """The entry and payload of `key`, also of a remembered miss, if they are in memory."""
-        entry = self.lookup(key)
-        if entry is None:
+        # As `lookup` has it, without a call: this is all there is to a hit.
+        if self.closed or self.store.closed is not None:
+            self.check_open()
+        try:
+            entry = self.live.get(key)
+        except TypeError:
+            raise _no_key(key) from None
+        if entry is None or (entry.expires != NEVER and entry.expires <= self.clock()) or entry.parts:
             return None
-        payload = self.chunks.peek(entry)
-        if payload is None:
+        handle = self._handles.get(entry.id)
+        if handle is None:
             return None
-        entry.used = True
+        # Contents never change once published, so that what is returned stays what it is.
+        payload = handle.buffer
+        if payload is None or len(payload) != entry.size:
+            return None
+        if payload.__class__ is not bytes and entry.kind is BYTES:
+            # The loop makes some of it.
+            return None
+        handle.hot = entry.used = True
         return entry, payload
 
     def all_keys(self) -> list[Key]:
@@ -209,7 +223,7 @@ class Core:
         made = {}
         for number, key in enumerate(keys, 1):
             found = self.hot(key) or await self.read(key)
-            if found is None or found[0].kind is Kind.ABSENT:
+            if found is None or found[0].kind is ABSENT:
                 self.misses.add()
             else:
                 self.hits.add()
@@ -221,7 +235,7 @@ class Core:
     def prefetch(self, keys: Iterable[Key]) -> None:
         """Have the values of these keys that are on disk read together."""
         entries = [entry for key in keys if (entry := self.current(key)) is not None and not entry.parts]
-        self.store.prefetch([entry.id for entry in entries if self.chunks.peek(entry) is None])
+        self.store.prefetch([entry.id for entry in entries if self.hot(entry.key) is None])
 
     def decode(self, entry: Entry, payload: bytes | bytearray, *, copy: bool = False) -> Any:
         """The value; from any thread.
@@ -230,14 +244,14 @@ class Core:
             CorruptData: It makes no sense.
             UsageError: Its serializer was not named.
         """
-        if entry.kind is Kind.BYTES and payload.__class__ is bytes:
+        if entry.kind is BYTES and payload.__class__ is bytes:
             # As `codec.decode` has it, without a call. What was joined is nobody else's.
             return bytes(memoryview(payload)) if copy and not entry.parts else payload
         try:
             value = self.codec.decode(entry.kind, payload, entry.serializer)
         except CorruptData as error:
             raise CorruptData(f"key {entry.key!r}: {error}", id=entry.id) from error
-        return value.copy() if copy and entry.kind is Kind.ARRAY else value
+        return value.copy() if copy and entry.kind is ARRAY else value
 
     def drop_lost(self, entry: Entry) -> None:
         """Count an entry whose chunk is gone or damaged, and remove it."""

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from dstorage.cache.keys import Key, encode_key, encode_prefix, exact
 from dstorage.cache.records import NEVER, Entry
-from dstorage.cache.values import Kind
+from dstorage.cache.values import ABSENT
 
 ENTRY_BYTES = 128
 """What an entry takes besides its value: its records and names in the catalog."""
@@ -82,7 +82,7 @@ class Entries:
         elif self._sorted is not None:
             self._added.append(key)
         self.volume += entry.size + ENTRY_BYTES
-        self.absent += entry.kind is Kind.ABSENT
+        self.absent += entry.kind is ABSENT
         if entry.tag is not None:
             self._tags.setdefault(entry.tag, {})[key] = None
         if entry.expires != NEVER:
@@ -103,7 +103,7 @@ class Entries:
 
     def _leave(self, entry: Entry, next_tag: Key | None) -> None:
         self.volume -= entry.size + ENTRY_BYTES
-        self.absent -= entry.kind is Kind.ABSENT
+        self.absent -= entry.kind is ABSENT
         self._expiring -= entry.expires != NEVER
         tag = entry.tag
         if tag is not None and tag != next_tag:
@@ -154,7 +154,7 @@ class Entries:
             at = pending.pop()
             if at < len(rows) and rows[at][0] <= now:
                 entry = rows[at][2]
-                done += entry.kind is not Kind.ABSENT and self.live.get(entry.key) is entry
+                done += entry.kind is not ABSENT and self.live.get(entry.key) is entry
                 pending += (2 * at + 1, 2 * at + 2)
         return done
 

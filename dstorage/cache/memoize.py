@@ -28,7 +28,7 @@ from dstorage.cache.core import Core, TooLargeError, check_expire
 from dstorage.cache.flights import Abandoned, Flights
 from dstorage.cache.keys import Key
 from dstorage.cache.records import NEVER, Entry
-from dstorage.cache.values import Encoded, Kind, absence
+from dstorage.cache.values import ABSENT, Encoded, absence
 from dstorage.errors import (
     DStorageError,
     InvalidArgumentError,
@@ -160,7 +160,7 @@ class Memo:
         assert found is not None
         value = core.decode(*found)
         core.hits.add()
-        if found[0].kind is Kind.ABSENT:
+        if found[0].kind is ABSENT:
             raise Missing(value)
         return value
 

@@ -40,7 +40,7 @@ from dstorage.cache.memoize import (
 from dstorage.cache.records import Entry
 from dstorage.cache.report import CacheEntryInfo, CacheStats
 from dstorage.cache.transaction import AsyncCacheTransaction
-from dstorage.cache.values import Encoded, Kind, Serializer
+from dstorage.cache.values import ABSENT, Encoded, Kind, Serializer
 from dstorage.errors import ClosedError, InvalidArgumentError
 
 P = ParamSpec("P")
@@ -158,20 +158,23 @@ class Cache:
 
     def get(self, key: Key, default: Any = None, *, copy: bool = False) -> Any:
         """The value of `key`, or `default`; see `AsyncCache.get`."""
-        core = self._core
-        found = self.answer(key)
-        if found is None or found[0].kind is Kind.ABSENT:
+        core, behind = self._core, self._behind
+        found = (behind.get(key) if behind.waiting else None) or core.hot(key) or self._cool(key)
+        if found is None or found[0].kind is ABSENT:
             core.misses.add()
             return default
         core.hits.add()
-        return core.decode(*found, copy=copy)
+        entry, payload = found
+        return core.decode(entry, payload, copy=copy)
 
     def answer(self, key: Key) -> Answer:
         """Entry and payload, if there are any (for the cache's own parts)."""
         core, behind = self._core, self._behind
-        found = (behind.get(key) if behind.waiting else None) or core.hot(key)
-        if found is not None:
-            return found
+        return (behind.get(key) if behind.waiting else None) or core.hot(key) or self._cool(key)
+
+    def _cool(self, key: Key) -> Answer:
+        """`answer` where there is none in memory."""
+        core = self._core
         entry = core.lookup(key)
         if entry is None:
             return None
@@ -246,7 +249,7 @@ class Cache:
 
     def pop(self, key: Key, default: Any = None) -> Any:
         """Remove `key` and return its value, or `default` if it has none."""
-        while (found := self.answer(key)) is not None and found[0].kind is not Kind.ABSENT:
+        while (found := self.answer(key)) is not None and found[0].kind is not ABSENT:
             value = self._core.decode(*found)
             if self._behind.call_sync(self._core.erase_same, found[0]):
                 return value
@@ -280,7 +283,7 @@ class Cache:
         """The reason given to `set_missing` while it is remembered, else None."""
         self._behind.settle()
         entry = self._core.lookup(key)
-        if entry is None or entry.kind is not Kind.ABSENT:
+        if entry is None or entry.kind is not ABSENT:
             return None
         return self._behind.run(self.inner.missing, key)
 
@@ -301,7 +304,7 @@ class Cache:
         found = {}
         for key in wanted:
             hot = self._behind.get(key) or core.hot(key)
-            if hot is not None and hot[0].kind is not Kind.ABSENT:
+            if hot is not None and hot[0].kind is not ABSENT:
                 core.hits.add()
                 found[key] = core.decode(*hot, copy=copy)
         rest = [key for key in wanted if key not in found]
@@ -388,7 +391,7 @@ class Cache:
         """All keys with their values, one by one, so that the cache may be larger than memory."""
         for key in list(self):
             found = self.answer(key)
-            if found is not None and found[0].kind is not Kind.ABSENT:
+            if found is not None and found[0].kind is not ABSENT:
                 yield key, self._core.decode(*found)
 
     def values(self) -> Iterator[Any]:

@@ -29,7 +29,7 @@ def slow(cache, monkeypatch):
 
     monkeypatch.setattr(cache.core.chunks, "write", write_later)
     monkeypatch.setattr(cache.core.chunks, "read", read_later)
-    monkeypatch.setattr(cache.core.chunks, "peek", lambda entry: None)
+    monkeypatch.setattr(cache.core, "hot", lambda key: None)
     return cache
 
 
