@@ -126,13 +126,13 @@ class Handle(Page):
         Raises:
             OverReleaseError: None is held.
         """
-        refs = self.refs - 1
-        if refs > 0:
-            self.refs = refs
-        elif refs == 0:
+        refs = self.refs
+        if refs == 1:
             self.refs = 0
             if self.place:
                 self.store.table.last_release(self)
+        elif refs:
+            self.refs = refs - 1
         else:
             raise OverReleaseError(f"handle {self.id} was released more often than acquired")
 
@@ -166,7 +166,7 @@ class Handle(Page):
         buffer = self.buffer
         if buffer is None:
             raise NotResolvedError(f"handle {self.id} is {self.status.value}: await it or call resolve() first")
-        return memoryview(buffer) if buffer.__class__ is bytes else memoryview(buffer).toreadonly()
+        return memoryview(buffer) if type(buffer) is bytes else memoryview(buffer).toreadonly()
 
     def __await__(self) -> Generator[Any, None, memoryview]:
         """The bytes as a read-only memoryview.
@@ -185,7 +185,7 @@ class Handle(Page):
             buffer = self.buffer
             if buffer is None:
                 raise self.failure()
-        return memoryview(buffer) if buffer.__class__ is bytes else memoryview(buffer).toreadonly()
+        return memoryview(buffer) if type(buffer) is bytes else memoryview(buffer).toreadonly()
 
     async def get(self, *, wait: float | None = None) -> memoryview:
         """Like ``await handle``, but keeps trying for `wait` seconds while the chunk is temporarily unavailable or
