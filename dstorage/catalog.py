@@ -1,7 +1,8 @@
 """The catalog: where each chunk lives, on disk, in one LMDB environment.
 
-Tables: ``records`` (id -> 32-byte record), ``copies`` (id -> records of further places of the same bytes, one after the other),
-``controllers`` (index -> JSON), ``names`` (key -> id), ``state`` (controllers' private state) and ``meta`` (format version, store uuid, next id, namespaces). `Catalog.apply` is the one place that changes it: one
+Tables: ``records`` (ids without their low bits -> `dstorage.groups` of 32-byte records), ``copies`` (id -> records of further places of the same bytes, one after the other),
+``controllers`` (index -> JSON), ``names`` (key -> id), ``state`` (controllers' private state) and ``meta`` (format version, store uuid,
+next id, number of records, namespaces). `Catalog.apply` is the one place that changes it: one
 LMDB transaction, durable when it returns. So a crash leaves either all of a commit or nothing of it.
 
 Reads go through one standing read transaction that is begun anew after each commit: a lookup costs about a microsecond and
@@ -26,20 +27,22 @@ from uuid import UUID, uuid4
 
 import lmdb
 
+from dstorage import groups
 from dstorage.errors import CorruptData, NotAStoreError, UsageError, VersionError
+from dstorage.known import Known
 from dstorage.lmdb_file import check_whole
 from dstorage.record import KEY, MAX_ID, RECORD, Record, pack_record, unpack_record
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FIRST_MAP_BYTES = 64 * 2**20
 RECORDS_AT_A_TIME = 1024
 KEPT_BYTES = 64 * 2**20
 """A catalog up to this large (about a million chunks) when it is opened is mapped as the system likes best: what is used of it stays in
 memory, and pages around what is missing are read as well. A larger one is advised to be read at random: no page is read in vain, but Linux
 then does not see which pages are in use, and in a control group with little memory drops them first."""
-KNOWN = 2**13
-"""Records that were looked up, remembered at most until the next commit: a good mebibyte. LMDB gives the interpreter's lock away for each look.
-To get it back takes several threads that look at the same time longer than all else of a read, and milliseconds if another one computes."""
+GROUPS_AT_A_TIME = RECORDS_AT_A_TIME // groups.IDS
+KNOWN_BYTES = 2 * 2**20
+"""Of what was looked up, remembered at most."""
 MAX_NAME_BYTES = 511
 """LMDB's limit on the length of a key."""
 
@@ -146,6 +149,7 @@ class Changes:
         accessed: id -> last access (ns since the epoch), for records that are otherwise unchanged.
         names: key -> id, or None to delete the name.
         state: (controller index, key) -> value; an empty value deletes the entry.
+        count: How many records there are, where they were counted anew and none is changed.
     """
 
     records: Mapping[int, Record | None] = field(default_factory=dict)
@@ -153,6 +157,7 @@ class Changes:
     accessed: Mapping[int, int] = field(default_factory=dict)
     names: Mapping[bytes, int | None] = field(default_factory=dict)
     state: Mapping[tuple[int, int], bytes] = field(default_factory=dict)
+    count: int | None = None
 
 
 def _unpack_copies(raw: bytes) -> tuple[Record, ...]:
@@ -168,15 +173,24 @@ class Catalog:
         path: Directory of the LMDB environment.
         read_only: Look only; a writer in another process may go on meanwhile.
         create: Make a new one if there is none.
+        known_bytes: What was looked up may take so much memory.
 
     Raises:
         NotAStoreError: There is none and `create` is False.
-        VersionError: It was written by a newer version; nothing was changed.
+        VersionError: It was written by another version; nothing was changed.
         CorruptData: The file is there but no catalog, or was cut off; or it is gone and what the controllers hold is not.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False, create: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, read_only: bool = False, create: bool = True, known_bytes: int = KNOWN_BYTES
+    ) -> None:
         self.path = path
+        self._read_only = read_only
+        self._known_bytes = known_bytes
+        self._known: tuple[lmdb.Transaction[bytes] | None, Known] = (None, Known(known_bytes))
+        """The transaction to read in, and what was looked up in it."""
+        self._changed: dict[int, bytes | None] = {}
+        """Groups that were written since the last look anew, and what they are now, where that was noted."""
         data = path / "data.mdb"
         exists = data.exists() and data.stat().st_size > 0
         if not exists and (read_only or not create):
@@ -224,6 +238,7 @@ class Catalog:
             txn.put(b"format", str(FORMAT_VERSION).encode(), db=meta)
             txn.put(b"uuid", uuid4().bytes, db=meta)
             txn.put(b"next_id", _ID.pack(1), db=meta)
+            txn.put(b"records", _ID.pack(0), db=meta)
             env.open_db(b"records", txn, integerkey=True)
             env.open_db(b"copies", txn, integerkey=True)
             for name in (b"controllers", b"names", b"state"):
@@ -235,11 +250,12 @@ class Catalog:
             self._meta = env.open_db(b"meta", create=False)
             with env.begin(db=self._meta) as txn:
                 version = txn.get(b"format", b"0")
-                if not version.isdigit() or not 1 <= int(version) <= FORMAT_VERSION:
-                    found = int(version) if version.isdigit() else 0
+                found = int(version) if version.isdigit() else 0
+                if found != FORMAT_VERSION:
+                    way_out = "upgrade dstorage" if found > FORMAT_VERSION else "read it with the version that wrote it"
                     raise VersionError(
-                        f"{self.path.parent} has store format {found}, this version of dstorage reads up to "
-                        f"{FORMAT_VERSION}: upgrade dstorage (the store was not touched)",
+                        f"{self.path.parent} has store format {found}, this version of dstorage reads {FORMAT_VERSION}: "
+                        f"{way_out} (the store was not touched)",
                         found=found,
                         supported=FORMAT_VERSION,
                     )
@@ -261,41 +277,44 @@ class Catalog:
             CorruptData: The catalog is damaged there.
         """
         known = self._known[1]
-        raw = known.get(id)
-        if raw is None:
+        number = id >> groups.BITS
+        group = known.get(number)
+        if group is None:
             if self._empty:
                 # A store of scratch alone deletes much, and would look here each time.
                 return None
             try:
                 with self._shared:
-                    raw = self._txn.get(KEY.pack(id), db=self._records)
+                    group = self._txn.get(KEY.pack(number), b"", db=self._records)
             except lmdb.Error as error:
                 raise self._damaged(error) from error
-            if raw is None:
-                return None
-            _remember(known, id, raw)
-        return unpack_record(raw)
+            known.put(number, group)
+        return groups.record_in(group, id)
 
     def look_up(self, id: int) -> Record | None:
         """The record of `id` as of the newest commit, for any thread; None also where only `get` can tell."""
         txn, known = self._known
-        raw = known.get(id)
-        if raw is None:
-            raw = self._look_into(txn, id)
-            if raw is None:
+        try:
+            number = id >> groups.BITS
+        except TypeError:  # No id at all.
+            return None
+        group = known.get(number)
+        if group is None:
+            group = self._look_into(txn, number)
+            if group is None:
                 return None
-            _remember(known, id, raw)
-        return unpack_record(raw)
+            known.put(number, group)
+        return groups.record_in(group, id)
 
-    def _look_into(self, txn: lmdb.Transaction[bytes], id: int) -> bytes | None:
+    def _look_into(self, txn: lmdb.Transaction[bytes] | None, number: int) -> bytes | None:
         thread = threading.get_ident()
         shared = self._shared
         try:
             # In this order: who ends a transaction sets another one or raises the flag first, and looks who is here after that.
             shared.looking[thread] = txn
-            if shared.moving or self._txn is not txn:
+            if shared.moving or txn is None or self._txn is not txn:
                 return None
-            return txn.get(KEY.pack(id), db=self._records)
+            return txn.get(KEY.pack(number), b"", db=self._records)
         except (lmdb.Error, struct.error):  # Closed, damaged, grown by another process; or no id at all.
             return None
         finally:
@@ -348,24 +367,28 @@ class Catalog:
         Raises:
             CorruptData: The catalog is damaged there.
         """
+        number = start >> groups.BITS
         while True:
             # No transaction stays open between two parts: it would keep the map from growing.
             try:
                 with self._shared, self._txn.cursor(db=self._records) as cursor:
-                    if not cursor.set_range(KEY.pack(start)):
+                    if not cursor.set_range(KEY.pack(number)):
                         return
-                    part = [(KEY.unpack(key)[0], unpack_record(raw)) for key, raw in islice(cursor, RECORDS_AT_A_TIME)]
+                    part = [(KEY.unpack(key)[0], group) for key, group in islice(cursor, GROUPS_AT_A_TIME)]
             except lmdb.Error as error:
                 raise self._damaged(error) from error
-            yield from part
-            if len(part) < RECORDS_AT_A_TIME or part[-1][0] == MAX_ID:
+            for number, group in part:
+                for id, record in groups.records_in(number, group):
+                    if id >= start:
+                        yield id, record
+            if len(part) < GROUPS_AT_A_TIME or number >= MAX_ID >> groups.BITS:
                 return
-            start = part[-1][0] + 1
+            number += 1
 
     def count(self) -> int:
         """Number of committed records; costs no scan."""
         with self._shared:
-            return int(self._txn.stat(self._records)["entries"])
+            return int(_ID.unpack(self._txn.get(b"records", _ID.pack(0), db=self._meta))[0])
 
     def next_id(self) -> int:
         """First id that was never handed out, as of the last reservation."""
@@ -441,8 +464,13 @@ class Catalog:
         """A transaction to read in, in any thread: what LMDB notes down at the first look into a table is noted here."""
         txn = self._env.begin()
         self._empty = txn.stat(self._records)["entries"] == 0
-        self._known: tuple[lmdb.Transaction[bytes], dict[int, bytes]] = (txn, {})
-        """And what was looked up in it."""
+        if self._read_only:
+            known = Known(self._known_bytes)
+        else:
+            # Nobody else writes: what was not changed here is as it was.
+            changed, self._changed = self._changed, {}
+            known = self._known[1].after(changed)
+        self._known = txn, known
         return txn
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -479,54 +507,79 @@ class Catalog:
             for user in self._shared.users:
                 user._txn = user._begin()
 
-    def superseded(self, ids: Iterable[int]) -> dict[int, tuple[Record, ...]]:
-        """The committed places, all copies, of those `ids` that have any (for the writer thread).
+    def superseded(self, ids: Iterable[int]) -> Iterator[tuple[int, tuple[Record, ...]]]:
+        """Each of `ids` with its committed places, all copies (for the writer thread; to be read to its end).
 
         Raises:
             CorruptData: The catalog is damaged there.
         """
-        found = {}
+        known = self._known[1]
         try:
             with self._env.begin() as txn:
-                # In order, for what lies on one page of the map is found in the processor's cache.
-                for id in sorted(ids):
-                    raw = txn.get(KEY.pack(id), db=self._records)
-                    if raw is not None:
-                        copies = txn.get(KEY.pack(id), db=self._copies) if self.has_copies else None
-                        found[id] = (unpack_record(raw), *(_unpack_copies(copies) if copies is not None else ()))
+                for number, members in _by_group(ids).items():
+                    group = known.get(number)
+                    if group is None:
+                        group = txn.get(KEY.pack(number), b"", db=self._records)
+                    for id in members:
+                        record = groups.record_in(group, id)
+                        copies = txn.get(KEY.pack(id), db=self._copies) if record and self.has_copies else None
+                        yield id, (() if record is None else (record, *_unpack_copies(copies or b"")))
         except lmdb.Error as error:
             raise self._damaged(error) from error
-        return found
 
     def apply(self, changes: Changes) -> None:
         """Switch to a new state, durably and as one: the whole of `changes` or, on any exception, nothing."""
-        with self._shared.writing, self._env.begin(write=True) as txn:
-            records = self._records
-            for id, last_access in changes.accessed.items():
-                raw = txn.get(KEY.pack(id), db=records)
-                if raw is not None:
-                    old = unpack_record(raw)
-                    txn.put(KEY.pack(id), pack_record(old._replace(last_access=last_access)), db=records)
-            for id, record in sorted(changes.records.items()):
-                if record is None:
-                    txn.delete(KEY.pack(id), db=records)
-                else:
-                    txn.put(KEY.pack(id), pack_record(record), db=records)
-                copies = changes.copies.get(id)
-                if copies:
-                    txn.put(KEY.pack(id), b"".join(map(pack_record, copies)), db=self._copies)
-                elif self.has_copies:
-                    txn.delete(KEY.pack(id), db=self._copies)
-            for name, named in changes.names.items():
-                if named is None:
-                    txn.delete(name, db=self._names)
-                else:
-                    txn.put(name, _ID.pack(named), db=self._names)
-            for (index, key), value in changes.state.items():
-                if value:
-                    txn.put(_STATE_KEY.pack(index, key), value, db=self._state)
-                else:
-                    txn.delete(_STATE_KEY.pack(index, key), db=self._state)
+        with self._shared.writing:
+            with self._env.begin(write=True) as txn:
+                changed = self._put_records(txn, changes)
+                self._put_others(txn, changes)
+            # Not before it is committed, and before anybody may look at it.
+            self._changed = dict.fromkeys(self._changed) | changed
+
+    def _put_records(self, txn: lmdb.Transaction[bytes], changes: Changes) -> dict[int, bytes | None]:
+        """Returns the groups that are changed, and what they are now, of so many as are worth remembering."""
+        changed: dict[int, bytes | None] = {}
+        more, worth = 0, self._known_bytes // 2
+        for number, members in _by_group(changes.records.keys() | changes.accessed.keys()).items():
+            key = KEY.pack(number)
+            before = txn.get(key, b"", db=self._records)
+            group = groups.editable(number, before)
+            for id in members:
+                if id in changes.records:
+                    groups.put_in(group, id, changes.records[id])
+                elif (record := groups.record_in(before, id)) is not None:
+                    groups.put_in(group, id, record._replace(last_access=changes.accessed[id]))
+            after = bytes(group)
+            if after:
+                txn.put(key, after, db=self._records)
+            else:
+                txn.delete(key, db=self._records)
+            worth -= len(after)
+            changed[number] = after if worth > 0 else None
+            more += groups.count_in(after) - groups.count_in(before)
+        count = (
+            _ID.unpack(txn.get(b"records", _ID.pack(0), db=self._meta))[0] if changes.count is None else changes.count
+        )
+        txn.put(b"records", _ID.pack(max(0, count + more)), db=self._meta)
+        return changed
+
+    def _put_others(self, txn: lmdb.Transaction[bytes], changes: Changes) -> None:
+        for id in changes.records:
+            copies = changes.copies.get(id)
+            if copies:
+                txn.put(KEY.pack(id), b"".join(map(pack_record, copies)), db=self._copies)
+            elif self.has_copies:
+                txn.delete(KEY.pack(id), db=self._copies)
+        for name, named in changes.names.items():
+            if named is None:
+                txn.delete(name, db=self._names)
+            else:
+                txn.put(name, _ID.pack(named), db=self._names)
+        for (index, key), value in changes.state.items():
+            if value:
+                txn.put(_STATE_KEY.pack(index, key), value, db=self._state)
+            else:
+                txn.delete(_STATE_KEY.pack(index, key), db=self._state)
 
     def reserve_ids(self, next_id: int) -> None:
         """Promise, durably, never to hand out an id below `next_id` again."""
@@ -549,6 +602,7 @@ class Catalog:
             with self._shared.alone():
                 self._end_former()
                 self._txn.abort()
+                self._known = None, Known(0)
                 self._shared.users.remove(self)
             self._leave()
 
@@ -564,10 +618,12 @@ class Catalog:
         return f"<Catalog {str(self.path)!r}, {self.count()} records>"
 
 
-def _remember(known: dict[int, bytes], id: int, raw: bytes) -> None:
-    if len(known) >= KNOWN:
-        known.clear()
-    known[id] = raw
+def _by_group(ids: Iterable[int]) -> dict[int, list[int]]:
+    """Group -> those of `ids` that are in it, all in order: what lies on one page of the map is found in the processor's cache."""
+    found: dict[int, list[int]] = {}
+    for id in sorted(ids):
+        found.setdefault(id >> groups.BITS, []).append(id)
+    return found
 
 
 def _after_fork() -> None:

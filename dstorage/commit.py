@@ -107,11 +107,12 @@ class Committer:
                 await self._sync({entry.index})
             except TemporarilyUnavailable:
                 return False
-            counted = 0
+            counted = records = 0
 
             async def places() -> AsyncIterator[tuple[int, Locator]]:
-                nonlocal counted
+                nonlocal counted, records
                 for number, (id, record) in enumerate(self._index.catalog.records()):
+                    records = number + 1
                     if number % RECOUNTED_AT_A_TIME == 0:
                         await asyncio.sleep(0)
                     for place in (record, *self._index.catalog.copies(id)):
@@ -125,9 +126,12 @@ class Committer:
             state = await controller.recount(every)
             async for _ in every:
                 pass
+            catalog = self._index.catalog
+            if state or records != catalog.count():
+                own = {(entry.index, key): value for key, value in state.items()}
+                await self._switch(Changes(state=own, count=records))
+                catalog.refresh()
             if state:
-                await self._switch(Changes(state={(entry.index, key): value for key, value in state.items()}))
-                self._index.catalog.refresh()
                 controller.committed()
             return controller.committed_bytes() == counted
 
@@ -218,13 +222,12 @@ class Committer:
 
     def _sort_places(self) -> tuple[Places, Places]:
         """What this commit begins and what it ceases to refer to (in the writer thread; `frozen` is not changed now)."""
-        frozen = self._index.frozen
-        old = self._index.catalog.superseded(frozen)
+        frozen, copies = self._index.frozen, self._index.frozen_copies
         alive: Places = defaultdict(list)
         dead: Places = defaultdict(list)
-        for id, record in frozen.items():
-            before = {place[1:] for place in old.get(id, ())}
-            now = {place[1:] for place in (record, *self._index.frozen_copies.get(id, ())) if place is not None}
+        for id, old in self._index.catalog.superseded(frozen):
+            before = {place[1:] for place in old}
+            now = {place[1:] for place in (frozen[id], *copies.get(id, ())) if place is not None}
             for controller, locator in now - before:
                 alive[controller].append((id, locator))
             for controller, locator in before - now:

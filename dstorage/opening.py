@@ -14,6 +14,7 @@ from typing import Any
 from dstorage.catalog import Catalog
 from dstorage.controller import Controller
 from dstorage.errors import InvalidArgumentError, NotAStoreError, ReadOnlyError
+from dstorage.known import known_bytes
 from dstorage.lease import DebugStore
 from dstorage.lock import StoreLock
 from dstorage.mount import Mount, mount_of
@@ -63,7 +64,13 @@ class Opening:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 lock = StoreLock(path / "lock")
             try:
-                return Catalog(path / "catalog", read_only=options.read_only, create=self._create), mount_of(path)
+                catalog = Catalog(
+                    path / "catalog",
+                    read_only=options.read_only,
+                    create=self._create,
+                    known_bytes=known_bytes(options.budget),
+                )
+                return catalog, mount_of(path)
             except BaseException:
                 if lock is not None:
                     lock.release()

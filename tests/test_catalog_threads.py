@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 
 import pytest
 
 from dstorage.catalog import Catalog, Changes
+from dstorage.known import COST_BYTES, Known
 from dstorage.record import Locator, Record
 
 
 def test_records_are_looked_up_while_the_map_moves_and_until_it_is_closed(tmp_path):
-    catalog = Catalog(tmp_path / "catalog")
+    catalog = Catalog(tmp_path / "catalog", known_bytes=0)
     ids = range(1, 201)
     records = {id: Record(id, 0, Locator(id, id, id)) for id in ids}
     catalog.apply(Changes(records=records))
@@ -78,7 +80,7 @@ def held(tmp_path):
     catalog.apply(Changes(records={1: record}))
     catalog.refresh()
     catalog._txn = slow = SlowTransaction(catalog._txn)
-    catalog._known = slow, {}
+    catalog._known = slow, Known(0)
     answers = []
     looking = threading.Thread(target=lambda: answers.append(catalog.look_up(1)), name="looking")
     looking.start()
@@ -194,10 +196,10 @@ def test_the_map_does_not_move_while_something_is_written_for_somebody_who_waits
     record = Record(1, 0, Locator(1, 1, 1))
 
     class Slow(dict):
-        def items(self):
+        def keys(self):
             inside.set()
             assert go_on.wait(30)
-            return super().items()
+            return super().keys()
 
     errors = []
 
@@ -221,14 +223,60 @@ def test_the_map_does_not_move_while_something_is_written_for_somebody_who_waits
     catalog.close()
 
 
-def test_what_was_looked_up_before_is_looked_up_anew_after_a_commit_and_little_is_remembered(tmp_path, monkeypatch):
-    monkeypatch.setattr("dstorage.catalog.KNOWN", 5)
-    catalog = Catalog(tmp_path / "catalog")
-    for turn in (1, 2, 3):
-        records = {id: Record(turn, turn, Locator(id, id, id)) for id in range(turn, 21)}
-        catalog.apply(Changes(records=records | {turn - 1: None}))
+@pytest.mark.parametrize("known_bytes", [0, 3000, 2**20])
+def test_what_is_remembered_is_what_the_last_commit_says_and_little(tmp_path, known_bytes):
+    choice = random.Random(known_bytes)
+    catalog = Catalog(tmp_path / "catalog", known_bytes=known_bytes)
+    model = {}
+    for turn in range(1, 200):
+        ids = choice.sample(range(1, 500), choice.choice([1, 5, 100]))
+        records = {id: None if choice.random() < 0.3 else Record(turn, turn, Locator(id, turn, id)) for id in ids}
+        accessed = dict.fromkeys(choice.sample(range(1, 500), 5), turn)
+        before = {id: (model[id],) if id in model else () for id in ids}
+        assert dict(catalog.superseded(ids)) == before
+        catalog.apply(Changes(records=records, accessed=accessed))
+        for id in choice.sample(range(1, 500), 20):
+            assert catalog.get(id) == model.get(id), "nobody has looked anew"
         catalog.refresh()
-        for id in [*range(1, 21), *range(1, 21), 7, 7]:
-            assert catalog.look_up(id) == records.get(id)
-        assert len(catalog._known[1]) <= 5
+        for id, record in records.items():
+            if record is None:
+                model.pop(id, None)
+            else:
+                model[id] = record
+        model |= {id: model[id]._replace(last_access=turn) for id in accessed if id in model and id not in records}
+        for id in choice.sample(range(1, 500), 100):
+            assert catalog.look_up(id) == model.get(id)
+            assert catalog.get(id) == model.get(id)
+        assert dict(catalog.records()) == model
+        start = choice.randrange(1, 500)
+        assert dict(catalog.records(start)) == {id: record for id, record in model.items() if id >= start}
+        assert catalog.count() == len(model)
+        known = catalog._known[1]
+        assert len(known) <= known_bytes // COST_BYTES
     catalog.close()
+    reader = Catalog(tmp_path / "catalog", read_only=True)
+    assert dict(reader.records()) == model
+    reader.close()
+
+
+def test_a_thread_that_comes_late_with_what_it_looked_up_does_not_make_it_the_newest(held):
+    catalog, _, let_go = held
+    catalog.apply(Changes(records={1: Record(2, 7, Locator(2, 2, 2))}))
+    catalog.refresh()
+    let_go()
+    assert catalog.look_up(1).controller == 7
+    catalog.refresh()
+
+
+def test_a_reader_remembers_nothing_of_the_commit_before(tmp_path):
+    writer = Catalog(tmp_path / "catalog")
+    writer.apply(Changes(records={1: Record(1, 0, Locator(1, 1, 1))}))
+    reader = Catalog(tmp_path / "catalog", read_only=True)
+    assert reader.get(1).last_access == 1
+    assert reader.get(2) is None
+    writer.apply(Changes(records={1: Record(2, 0, Locator(1, 1, 1)), 2: Record(2, 0, Locator(1, 1, 1))}))
+    assert reader.get(1).last_access == 1
+    reader.refresh()
+    assert reader.get(1).last_access == reader.get(2).last_access == 2
+    reader.close()
+    writer.close()

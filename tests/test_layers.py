@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     "errors record events waiting buffers mount",
     "controller",
-    "tier answers lmdb_file catalog index registry uses",
+    "tier answers lmdb_file groups known catalog index registry uses",
     "paging",
     "handle table room outage resolver contents shortcut bulk commit ids namespace loading transfer copies mover drain tiering info lock store lease opening",
     "check testing persistent volumes exnode",

@@ -29,8 +29,10 @@ from dstorage import (
     TemporarilyUnavailable,
     TooManyHandles,
     VersionError,
+    groups,
 )
 from dstorage.check import check
+from dstorage.known import Known
 from dstorage.record import KEY
 
 KIB = 1024
@@ -52,7 +54,7 @@ async def fill(store, count, size=1000, **options):
 
 def crash(store):
     """Let go of the files without closing in order, as the end of the process does."""
-    store._closed = "the process has crashed"
+    store.closed = "the process has crashed"
     for task in store._tasks:
         task.cancel()
     store._writer.shutdown()
@@ -77,17 +79,18 @@ async def test_a_second_writer_is_refused_with_the_pid_of_the_first(tmp_path):
         pass
 
 
-async def test_a_newer_store_is_refused_and_untouched(tmp_path):
+@pytest.mark.parametrize(("written", "way_out"), [(b"3", "upgrade dstorage"), (b"1", "the version that wrote it")])
+async def test_a_store_of_another_format_is_refused_and_untouched(tmp_path, written, way_out):
     async with opening(tmp_path, MemoryController()):
         pass
     env = lmdb.open(str(tmp_path / "catalog"), max_dbs=16)
     with env.begin(write=True) as txn:
-        txn.put(b"format", b"2", db=env.open_db(b"meta", txn))
+        txn.put(b"format", written, db=env.open_db(b"meta", txn))
     env.close()
     before = (tmp_path / "catalog" / "data.mdb").read_bytes()
-    with pytest.raises(VersionError, match="has store format 2, this version of dstorage reads up to 1") as caught:
+    with pytest.raises(VersionError, match=f"has store format {int(written)}, .* reads 2: .*{way_out}") as caught:
         await opening(tmp_path, MemoryController())
-    assert (caught.value.found, caught.value.supported) == (2, 1)
+    assert (caught.value.found, caught.value.supported) == (int(written), 2)
     assert (tmp_path / "catalog" / "data.mdb").read_bytes() == before
 
 
@@ -248,11 +251,18 @@ async def test_a_forked_child_is_refused(tmp_path):
 # -- damage ---------------------------------------------------------------------------------------------------------------
 
 
+def change_record(txn, records, id, change):
+    """Let `change` make other bytes of a record in the catalog."""
+    key = KEY.pack(id >> groups.BITS)
+    group = txn.get(key, db=records)
+    count = len(group) // 33
+    start = count + 32 * group.index(id % groups.IDS, 0, count)
+    txn.put(key, group[:start] + change(group[start : start + 32]) + group[start + 32 :], db=records)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda record: record[:20],
-        lambda record: record + bytes(8),
         lambda record: bytes(32),
         lambda record: b"\xff" * 32,
         # The locator's size, its segment, its offset.
@@ -267,9 +277,8 @@ async def test_a_damaged_record_is_one_lost_chunk_that_repair_drops(tmp_path, da
         ids = await fill(store, 3)
     with lmdb.open(str(tmp_path / "catalog"), max_dbs=16) as env:
         records = env.open_db(b"records", integerkey=True, create=False)
-        key = KEY.pack(ids[1])
-        with env.begin(write=True, db=records) as txn:
-            txn.put(key, damage(txn.get(key)))
+        with env.begin(write=True) as txn:
+            change_record(txn, records, ids[1], damage)
     async with dstorage.open(tmp_path, **options) as store:
         with store.handle(ids[1]) as handle, pytest.raises((Lost, MemoryUnavailable)):
             await handle
@@ -286,6 +295,37 @@ async def test_a_damaged_record_is_one_lost_chunk_that_repair_drops(tmp_path, da
                 assert len(data) == 1000
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda group: group + bytes(8), lambda group: group[:-1], lambda group: b"\xff" * 99]
+)
+async def test_a_damaged_group_of_records_keeps_no_others_from_being_read_and_can_be_dropped(tmp_path, damage):
+    options = {"budget": 2**20, "commit_interval": None, "pressure": None}
+    async with dstorage.open(tmp_path, **options) as store:
+        ids = await fill(store, 70)
+    with lmdb.open(str(tmp_path / "catalog"), max_dbs=16) as env:
+        records = env.open_db(b"records", integerkey=True, create=False)
+        with env.begin(write=True, db=records) as txn:
+            key = KEY.pack(1)
+            txn.put(key, damage(txn.get(key)))
+    gone = [id for id in ids if id >> groups.BITS == 1]
+    assert len(gone) == groups.IDS
+    async with dstorage.open(tmp_path, **options) as store:
+        with store.handle(gone[0]) as handle, pytest.raises(Lost):
+            await handle
+        for id in set(ids) - set(gone):
+            async with store.handle(id) as data:
+                assert len(data) == 1000
+        report = await check(store, repair=True)
+        assert {problem.id for problem in report.problems if problem.kind == "lost"} <= set(gone)
+        assert report.sound
+        with store.handle(ids[-1]) as handle:
+            await handle.replace(b"x" * 1000)
+    async with dstorage.open(tmp_path, **options) as store:
+        assert (await check(store)).problems == []
+        assert set(store.ids()) == set(ids) - set(gone)
+        assert store.stats().chunks == len(ids) - len(gone)
+
+
 async def test_a_damaged_record_that_names_another_segment_can_be_dropped(tmp_path):
     options = {"budget": 2**20, "commit_interval": None, "pressure": None}
     async with dstorage.open(tmp_path, controllers=[DiskController(segment_bytes=2**14)], **options) as store:
@@ -296,12 +336,11 @@ async def test_a_damaged_record_that_names_another_segment_can_be_dropped(tmp_pa
             await store.commit()
     with lmdb.open(str(tmp_path / "catalog"), max_dbs=16) as env:
         records = env.open_db(b"records", integerkey=True, create=False)
-        with env.begin(write=True, db=records) as txn:
-            raw = {id: bytearray(txn.get(KEY.pack(id))) for id in ids}
+        with env.begin(write=True) as txn:
             # Its segment: that of the small chunk, where there is less than this record would take with it.
-            assert raw[ids[0]][20:22] != raw[ids[1]][20:22]
-            raw[ids[0]][20:22] = raw[ids[1]][20:22]
-            txn.put(KEY.pack(ids[0]), bytes(raw[ids[0]]))
+            small = []
+            change_record(txn, records, ids[1], lambda record: small.append(record) or record)
+            change_record(txn, records, ids[0], lambda record: record[:20] + small[0][20:22] + record[22:])
     async with dstorage.open(tmp_path, **options) as store:
         report = await check(store, repair=True)
         assert report.repaired == [ids[0]]
@@ -346,6 +385,7 @@ async def test_a_damaged_catalog_is_told_and_holds_nobody_up(store, monkeypatch)
             transaction.abort()
 
     transaction, catalog._txn = catalog._txn, Damaged()
+    catalog._known = catalog._txn, Known(0)
     for _ in range(2):
         with store.handle(id) as handle, pytest.raises(Lost, match=r"the catalog .* is damaged"):
             await asyncio.wait_for(handle.get(), 60)
