@@ -184,8 +184,11 @@ class Committer:
         for controller in touched:
             controller.committed()
         # What was copied or moved since the cut may refer to some of it still, until the newer bytes are written.
+        current = index.current
         return {
-            number: [(id, place) for id, place in places if not index.is_current(id, (number, place))]
+            number: [
+                (id, place) for id, place in places if id not in current or not index.is_current(id, (number, place))
+            ]
             for number, places in dead.items()
         }
 

@@ -205,19 +205,22 @@ class Contents:
         return size
 
     def _check_exists(self, handle: Handle) -> None:
+        if handle.buffer is not None:
+            return
         if handle.status in (Status.DELETED, Status.LOST, Status.UNINITIALISED):
             raise handle.failure()
-        if handle.buffer is None and self._index.get(handle.id) is None:
+        if self._index.get(handle.id) is None:
             raise Lost("unknown id", id=handle.id)
 
     def publish(self, handle: Handle, buffer: bytes | bytearray) -> None:
         """Make `buffer`, reserved as dirty, the contents of `handle`; when this raises, the reservation is given back."""
         try:
             self._store.check_writable()
-            if handle.status is Status.DELETED or handle.status is Status.LOST:
-                raise handle.failure()
-            if handle.buffer is None and self._table.handles.get(handle.id) is not handle:
-                self._table.enter(handle)
+            if handle.buffer is None:
+                if handle.status is Status.DELETED or handle.status is Status.LOST:
+                    raise handle.failure()
+                if self._table.handles.get(handle.id) is not handle:
+                    self._table.enter(handle)
         except BaseException:
             self.drop_reserved(len(buffer))
             raise
