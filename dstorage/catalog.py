@@ -29,7 +29,7 @@ import lmdb
 
 from dstorage import groups
 from dstorage.errors import CorruptData, NotAStoreError, UsageError, VersionError
-from dstorage.known import Known
+from dstorage.known import LEAST, Known
 from dstorage.lmdb_file import check_whole
 from dstorage.record import KEY, MAX_ID, RECORD, Record, pack_record, unpack_record
 
@@ -41,8 +41,6 @@ KEPT_BYTES = 64 * 2**20
 memory, and pages around what is missing are read as well. A larger one is advised to be read at random: no page is read in vain, but Linux
 then does not see which pages are in use, and in a control group with little memory drops them first."""
 GROUPS_AT_A_TIME = RECORDS_AT_A_TIME // groups.IDS
-KNOWN_BYTES = 2 * 2**20
-"""Of what was looked up, remembered at most."""
 MAX_NAME_BYTES = 511
 """LMDB's limit on the length of a key."""
 
@@ -173,7 +171,7 @@ class Catalog:
         path: Directory of the LMDB environment.
         read_only: Look only; a writer in another process may go on meanwhile.
         create: Make a new one if there is none.
-        known_bytes: What was looked up may take so much memory.
+        most_known: So many groups of records that were looked up are remembered.
 
     Raises:
         NotAStoreError: There is none and `create` is False.
@@ -181,13 +179,11 @@ class Catalog:
         CorruptData: The file is there but no catalog, or was cut off; or it is gone and what the controllers hold is not.
     """
 
-    def __init__(
-        self, path: Path, *, read_only: bool = False, create: bool = True, known_bytes: int = KNOWN_BYTES
-    ) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, create: bool = True, most_known: int = LEAST) -> None:
         self.path = path
         self._read_only = read_only
-        self._known_bytes = known_bytes
-        self._known: tuple[lmdb.Transaction[bytes] | None, Known] = (None, Known(known_bytes))
+        self._most_known = most_known
+        self._known: tuple[lmdb.Transaction[bytes] | None, Known] = (None, Known(most_known))
         """The transaction to read in, and what was looked up in it."""
         self._changed: dict[int, bytes | None] = {}
         """Groups that were written since the last look anew, and what they are now, where that was noted."""
@@ -465,7 +461,7 @@ class Catalog:
         txn = self._env.begin()
         self._empty = txn.stat(self._records)["entries"] == 0
         if self._read_only:
-            known = Known(self._known_bytes)
+            known = Known(self._most_known)
         else:
             # Nobody else writes: what was not changed here is as it was.
             changed, self._changed = self._changed, {}
@@ -533,13 +529,14 @@ class Catalog:
             with self._env.begin(write=True) as txn:
                 changed = self._put_records(txn, changes)
                 self._put_others(txn, changes)
-            # Not before it is committed, and before anybody may look at it.
-            self._changed = dict.fromkeys(self._changed) | changed
+                # Whoever looks anew from now on may see it committed, and is not to go on with what was known.
+                self._changed = dict.fromkeys([*self._changed, *changed])
+            self._changed = self._changed | changed
 
     def _put_records(self, txn: lmdb.Transaction[bytes], changes: Changes) -> dict[int, bytes | None]:
         """Returns the groups that are changed, and what they are now, of so many as are worth remembering."""
         changed: dict[int, bytes | None] = {}
-        more, worth = 0, self._known_bytes // 2
+        more = 0
         for number, members in _by_group(changes.records.keys() | changes.accessed.keys()).items():
             key = KEY.pack(number)
             before = txn.get(key, b"", db=self._records)
@@ -554,13 +551,13 @@ class Catalog:
                 txn.put(key, after, db=self._records)
             else:
                 txn.delete(key, db=self._records)
-            worth -= len(after)
-            changed[number] = after if worth > 0 else None
+            changed[number] = after if len(changed) < self._most_known // 2 else None
             more += groups.count_in(after) - groups.count_in(before)
-        count = (
-            _ID.unpack(txn.get(b"records", _ID.pack(0), db=self._meta))[0] if changes.count is None else changes.count
-        )
-        txn.put(b"records", _ID.pack(max(0, count + more)), db=self._meta)
+        if changes.count is not None:
+            txn.put(b"records", _ID.pack(changes.count), db=self._meta)
+        elif more:
+            count = _ID.unpack(txn.get(b"records", _ID.pack(0), db=self._meta))[0]
+            txn.put(b"records", _ID.pack(max(0, count + more)), db=self._meta)
         return changed
 
     def _put_others(self, txn: lmdb.Transaction[bytes], changes: Changes) -> None:

@@ -8,48 +8,49 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 
-COST_BYTES = 200
-"""Of remembering a group, beside its bytes."""
+GROUP_BYTES = 1250
+"""What remembering a full group takes, with what the dict needs."""
 BUDGET_SHARE = 10
-LEAST_BYTES = 2**18
-MOST_BYTES = 16 * 2**20
+LEAST = 2**18 // GROUP_BYTES
+MOST = 2**24 // GROUP_BYTES
 
 
-def known_bytes(budget: int) -> int:
-    """What remembering is worth beside a budget for contents: half of what may come on top of it, between a quarter of a mebibyte and sixteen."""
-    return min(max(budget // BUDGET_SHARE, LEAST_BYTES), MOST_BYTES)
+def worth_knowing(budget: int) -> int:
+    """So many groups are worth remembering beside a budget of so many bytes: a tenth of it, but a quarter of a mebibyte at least and 16 at most."""
+    return min(max(budget // BUDGET_SHARE // GROUP_BYTES, LEAST), MOST)
 
 
 class Known:
     """Groups as they are in one commit, as far as they were looked up; never another commit's, however late a thread comes with one.
 
     Args:
-        most_bytes: They may take, about; those that came first leave first.
+        most: So many; those that came first leave first.
 
     Attributes:
         get: Number -> group, empty if there is none; None if it was not looked up.
     """
 
-    __slots__ = ("_bytes", "_groups", "_most_bytes", "get")
+    __slots__ = ("_groups", "_most", "get")
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._groups: OrderedDict[int, bytes] = OrderedDict()
-        self._bytes = 0
         self.get = self._groups.get
 
     def put(self, number: int, group: bytes) -> None:
-        """Remember a group; from any thread, for which the sum need not be exact."""
+        """Remember a group; from any thread."""
         groups = self._groups
         groups[number] = group
-        self._bytes += len(group) + COST_BYTES
-        while self._bytes > self._most_bytes and groups:
-            self._bytes -= len(groups.popitem(last=False)[1]) + COST_BYTES
+        # Another thread may be doing the same.
+        with suppress(KeyError):
+            while len(groups) > self._most:
+                groups.popitem(last=False)
 
     def after(self, changed: Mapping[int, bytes | None]) -> Known:
         """What is known in the commit that changed these groups: number -> what it is now, None if nobody has noted that."""
-        known = Known(self._most_bytes)
+        known = Known(self._most)
         for number, group in self._groups.copy().items():
             if number not in changed:
                 known.put(number, group)

@@ -14,7 +14,7 @@ from typing import Any
 from dstorage.catalog import Catalog
 from dstorage.controller import Controller
 from dstorage.errors import InvalidArgumentError, NotAStoreError, ReadOnlyError
-from dstorage.known import known_bytes
+from dstorage.known import worth_knowing
 from dstorage.lease import DebugStore
 from dstorage.lock import StoreLock
 from dstorage.mount import Mount, mount_of
@@ -68,7 +68,7 @@ class Opening:
                     path / "catalog",
                     read_only=options.read_only,
                     create=self._create,
-                    known_bytes=known_bytes(options.budget),
+                    most_known=worth_knowing(options.budget),
                 )
                 return catalog, mount_of(path)
             except BaseException:
