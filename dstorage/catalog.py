@@ -6,8 +6,8 @@ next id, number of records, namespaces). `Catalog.apply` is the one place that c
 LMDB transaction, durable when it returns. So a crash leaves either all of a commit or nothing of it.
 
 Reads go through one standing read transaction that is begun anew after each commit: a lookup costs about a microsecond and
-may touch a page of the map that is not in memory. All methods but `superseded` and those that write belong to the store's
-event loop; these are for one writer thread and may run beside reads, which see what was written after the next `refresh`.
+may touch a page of the map that is not in memory. All methods but `look_up`, `superseded` and those that write belong to the store's
+event loop; these last are for one writer thread and may run beside reads, which see what was written after the next `refresh`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FORMAT_VERSION = 2
 FIRST_MAP_BYTES = 64 * 2**20
 RECORDS_AT_A_TIME = 1024
 KEPT_BYTES = 64 * 2**20
-"""A catalog up to this large (about a million chunks) when it is opened is mapped as the system likes best: what is used of it stays in
+"""A catalog up to this large (more than a million chunks) when it is opened is mapped as the system likes best: what is used of it stays in
 memory, and pages around what is missing are read as well. A larger one is advised to be read at random: no page is read in vain, but Linux
 then does not see which pages are in use, and in a control group with little memory drops them first."""
 GROUPS_AT_A_TIME = RECORDS_AT_A_TIME // groups.IDS
@@ -165,7 +165,7 @@ def _unpack_copies(raw: bytes) -> tuple[Record, ...]:
 
 
 class Catalog:
-    """An open catalog.
+    """An open catalog; of those that write, one for each environment, which its commits need not be told of others'.
 
     Args:
         path: Directory of the LMDB environment.
@@ -187,6 +187,8 @@ class Catalog:
         """The transaction to read in, and what was looked up in it."""
         self._changed: dict[int, bytes | None] = {}
         """Groups that were written since the last look anew, and what they are now, where that was noted."""
+        self._noting = threading.Lock()
+        """Held while that changes."""
         data = path / "data.mdb"
         exists = data.exists() and data.stat().st_size > 0
         if not exists and (read_only or not create):
@@ -205,7 +207,9 @@ class Catalog:
         self._former: list[lmdb.Transaction[bytes]] = []
         """Earlier ones, in which somebody may be looking something up still."""
         try:
-            with self._shared:
+            # To open a table begins a transaction that writes: beside another one, py-lmdb waits for that without giving the interpreter's
+            # lock away, for ever.
+            with self._shared.writing, self._shared:
                 if not read_only and not self._env.stat()["entries"]:
                     if exists:
                         # Left so by a process that was killed before it had made the tables, or emptied.
@@ -292,9 +296,9 @@ class Catalog:
         txn, known = self._known
         try:
             number = id >> groups.BITS
+            group = known.get(number)
         except TypeError:  # No id at all.
             return None
-        group = known.get(number)
         if group is None:
             group = self._look_into(txn, number)
             if group is None:
@@ -384,7 +388,7 @@ class Catalog:
     def count(self) -> int:
         """Number of committed records; costs no scan."""
         with self._shared:
-            return int(_ID.unpack(self._txn.get(b"records", _ID.pack(0), db=self._meta))[0])
+            return _counted(self._txn.get(b"records", b"", db=self._meta))
 
     def next_id(self) -> int:
         """First id that was never handed out, as of the last reservation."""
@@ -464,8 +468,9 @@ class Catalog:
             known = Known(self._most_known)
         else:
             # Nobody else writes: what was not changed here is as it was.
-            changed, self._changed = self._changed, {}
-            known = self._known[1].after(changed)
+            with self._noting:
+                known = self._known[1].after(self._changed)
+                self._changed = {}
         self._known = txn, known
         return txn
 
@@ -513,7 +518,7 @@ class Catalog:
         try:
             with self._env.begin() as txn:
                 for number, members in _by_group(ids).items():
-                    group = known.get(number)
+                    group = None if number in self._changed else known.get(number)
                     if group is None:
                         group = txn.get(KEY.pack(number), b"", db=self._records)
                     for id in members:
@@ -530,17 +535,21 @@ class Catalog:
                 changed = self._put_records(txn, changes)
                 self._put_others(txn, changes)
                 # Whoever looks anew from now on may see it committed, and is not to go on with what was known.
-                self._changed = dict.fromkeys([*self._changed, *changed])
-            self._changed = self._changed | changed
+                with self._noting:
+                    self._changed = dict.fromkeys([*self._changed, *changed])
+            with self._noting:
+                self._changed |= changed
 
     def _put_records(self, txn: lmdb.Transaction[bytes], changes: Changes) -> dict[int, bytes | None]:
         """Returns the groups that are changed, and what they are now, of so many as are worth remembering."""
         changed: dict[int, bytes | None] = {}
+        assert changes.count is None or not changes.records
         more = 0
         for number, members in _by_group(changes.records.keys() | changes.accessed.keys()).items():
             key = KEY.pack(number)
             before = txn.get(key, b"", db=self._records)
             group = groups.editable(number, before)
+            more -= groups.count_in(group)
             for id in members:
                 if id in changes.records:
                     groups.put_in(group, id, changes.records[id])
@@ -552,12 +561,12 @@ class Catalog:
             else:
                 txn.delete(key, db=self._records)
             changed[number] = after if len(changed) < self._most_known // 2 else None
-            more += groups.count_in(after) - groups.count_in(before)
+            more += groups.count_in(after)
         if changes.count is not None:
             txn.put(b"records", _ID.pack(changes.count), db=self._meta)
         elif more:
-            count = _ID.unpack(txn.get(b"records", _ID.pack(0), db=self._meta))[0]
-            txn.put(b"records", _ID.pack(max(0, count + more)), db=self._meta)
+            count = _counted(txn.get(b"records", b"", db=self._meta)) + more
+            txn.put(b"records", _ID.pack(min(max(0, count), MAX_ID)), db=self._meta)
         return changed
 
     def _put_others(self, txn: lmdb.Transaction[bytes], changes: Changes) -> None:
@@ -613,6 +622,11 @@ class Catalog:
 
     def __repr__(self) -> str:
         return f"<Catalog {str(self.path)!r}, {self.count()} records>"
+
+
+def _counted(raw: bytes) -> int:
+    """A damaged count keeps nobody from committing; a check tells that it is wrong."""
+    return int(_ID.unpack(raw)[0]) if len(raw) == _ID.size else 0
 
 
 def _by_group(ids: Iterable[int]) -> dict[int, list[int]]:

@@ -26,13 +26,13 @@ class Problem:
 
     Attributes:
         kind: "lost" (gone for ever), "copy" (gone in one place, whole in another), "unavailable" (cannot be read now), "books" (a
-            controller's accounting is off).
+            controller's accounting is off), "count" (the catalog counts other chunks than it has records that can be read).
         id: The chunk, or 0.
-        controller: Name of the controller concerned.
+        controller: Name of the controller concerned, or "".
         reason: In words.
     """
 
-    kind: Literal["lost", "copy", "unavailable", "books"]
+    kind: Literal["lost", "copy", "unavailable", "books", "count"]
     id: int
     controller: str
     reason: str
@@ -49,6 +49,7 @@ class CheckReport:
         repaired: Ids of lost chunks that were dropped.
         healed: Ids of chunks that were written anew from a copy where they were damaged.
         recounted: Names of controllers whose books were set right.
+        counted: Whether the catalog's number of chunks was set right.
         advice: Controller name -> what about its medium's settings may lose chunks; makes no store unsound.
     """
 
@@ -58,6 +59,7 @@ class CheckReport:
     repaired: list[int] = field(default_factory=list)
     healed: list[int] = field(default_factory=list)
     recounted: list[str] = field(default_factory=list)
+    counted: bool = False
     advice: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -69,6 +71,8 @@ class CheckReport:
         """Whether a problem that was found is none any more."""
         if problem.kind == "books":
             return problem.controller in self.recounted
+        if problem.kind == "count":
+            return self.counted
         return problem.id in {"lost": self.repaired, "copy": self.healed}.get(problem.kind, ())
 
 
@@ -87,6 +91,7 @@ async def check(
     used: dict[int, int] = defaultdict(int)
     batches: dict[int, list[tuple[int, Record]]] = defaultdict(list)
     bad: dict[int, list[tuple[Record, Problem]]] = defaultdict(list)
+    before = store.stats()
     for id, first in store.records():
         report.chunks += 1
         report.size_bytes += first.locator.size
@@ -110,6 +115,11 @@ async def check(
                 if repair and await store.heal(id, place):
                     report.healed.append(id)
             report.problems.append(problem)
+    if before.chunks != report.chunks and before.commits == store.stats().commits:
+        told = (
+            f"it counts {before.chunks} chunks and has records of {report.chunks}: damage may have taken some with it"
+        )
+        report.problems.append(Problem("count", 0, "", told))
     for info in store.controllers():
         entry = store.entry(info.index)
         if entry is not None and entry.controller is not None:
@@ -135,6 +145,9 @@ async def check(
         for problem in report.problems:
             if problem.kind == "books" and await store.recount(store.entry_named(problem.controller).index):
                 report.recounted.append(problem.controller)
+            elif problem.kind == "count":
+                await store.recount_chunks()
+                report.counted = True
     return report
 
 

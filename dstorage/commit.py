@@ -107,12 +107,11 @@ class Committer:
                 await self._sync({entry.index})
             except TemporarilyUnavailable:
                 return False
-            counted = records = 0
+            counted = 0
 
             async def places() -> AsyncIterator[tuple[int, Locator]]:
-                nonlocal counted, records
+                nonlocal counted
                 for number, (id, record) in enumerate(self._index.catalog.records()):
-                    records = number + 1
                     if number % RECOUNTED_AT_A_TIME == 0:
                         await asyncio.sleep(0)
                     for place in (record, *self._index.catalog.copies(id)):
@@ -126,14 +125,22 @@ class Committer:
             state = await controller.recount(every)
             async for _ in every:
                 pass
-            catalog = self._index.catalog
-            if state or records != catalog.count():
-                own = {(entry.index, key): value for key, value in state.items()}
-                await self._switch(Changes(state=own, count=records))
-                catalog.refresh()
             if state:
+                await self._switch(Changes(state={(entry.index, key): value for key, value in state.items()}))
+                self._index.catalog.refresh()
                 controller.committed()
             return controller.committed_bytes() == counted
+
+    async def recount_chunks(self) -> None:
+        """Count the records of the last commit anew, and save how many there are."""
+        async with self._lock:
+            count = 0
+            for _ in self._index.catalog.records():
+                count += 1
+                if count % RECOUNTED_AT_A_TIME == 0:
+                    await asyncio.sleep(0)
+            await self._switch(Changes(count=count))
+            self._index.catalog.refresh()
 
     async def _commit_for(self, ticket: int) -> None:
         async with self._lock:

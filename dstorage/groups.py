@@ -43,7 +43,7 @@ def records_in(number: int, group: bytes) -> list[tuple[int, Record]]:
 
 
 def count_in(group: bytes | bytearray) -> int:
-    """How many records it has; what is damaged counts as what it is taken for."""
+    """How many records it has, if it is not damaged."""
     return len(group) // _ENTRY_BYTES
 
 

@@ -51,9 +51,10 @@ class Known:
     def after(self, changed: Mapping[int, bytes | None]) -> Known:
         """What is known in the commit that changed these groups: number -> what it is now, None if nobody has noted that."""
         known = Known(self._most)
-        for number, group in self._groups.copy().items():
-            if number not in changed:
-                known.put(number, group)
+        known._groups = self._groups.copy()
+        known.get = known._groups.get
+        for number in changed:
+            known._groups.pop(number, None)
         for number, now in changed.items():
             if now is not None:
                 known.put(number, now)

@@ -731,6 +731,11 @@ class Store:
         entry = self.entry(index)
         return entry is not None and await self._committer.recount(entry)
 
+    async def recount_chunks(self) -> None:
+        """Have the catalog count anew how many chunks it has. For repairs."""
+        self.check_writable()
+        await self._committer.recount_chunks()
+
     async def heal(self, id: int, place: Record) -> bool:
         """Write a damaged place of a chunk anew from another, or do without it; False if that cannot be. For repairs."""
         self.check_writable()

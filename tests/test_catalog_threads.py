@@ -178,8 +178,7 @@ def test_the_map_does_not_move_under_who_opens_a_reader_beside_the_writer(tmp_pa
     assert inside.wait(30)
     moving = threading.Thread(target=grow)
     moving.start()
-    while moving.is_alive() and not catalog._shared.moving:
-        pass
+    moving.join(0.1)
     go_on.set()
     opening.join(30)
     moving.join(30)
@@ -220,6 +219,62 @@ def test_the_map_does_not_move_while_something_is_written_for_somebody_who_waits
     moving.join(30)
     assert not errors
     assert catalog.get(1) == record
+    catalog.close()
+
+
+def test_a_reader_is_opened_while_the_writer_of_this_process_commits(tmp_path):
+    writer = Catalog(tmp_path / "catalog")
+    inside, go_on = threading.Event(), threading.Event()
+    put_others = writer._put_others
+
+    def slowly(*args):
+        inside.set()
+        # Not for long: without a lock the other thread would wait for LMDB's, and keep the interpreter's.
+        go_on.wait(0.2)
+        put_others(*args)
+
+    writer._put_others = slowly
+    writing = threading.Thread(target=writer.apply, args=[Changes(records={1: Record(1, 0, Locator(1, 1, 1))})])
+    writing.start()
+    assert inside.wait(30)
+    reader = Catalog(tmp_path / "catalog", read_only=True)
+    go_on.set()
+    writing.join(30)
+    assert reader.get(1).last_access == 1
+    reader.close()
+    writer.close()
+
+
+def test_threads_that_remember_do_not_make_it_forget(tmp_path):
+    known = Known(20)
+    choices = [random.Random(seed) for seed in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def remember(choice):
+        for _ in range(20_000):
+            known.put(choice.randrange(40), b"x" * choice.randrange(1000))
+
+    try:
+        threads = [threading.Thread(target=remember, args=[choice]) for choice in choices]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    finally:
+        sys.setswitchinterval(interval)
+    known.put(100, b"")
+    assert len(known) == 20
+
+
+def test_what_is_written_is_not_known_before_it_is_looked_at(tmp_path):
+    catalog = Catalog(tmp_path / "catalog", most_known=100)
+    old, new = Record(1, 0, Locator(1, 1, 1)), Record(2, 0, Locator(2, 2, 2))
+    catalog.apply(Changes(records={1: old}))
+    catalog.refresh()
+    assert catalog.get(1) == old
+    catalog.apply(Changes(records={1: new}))
+    assert dict(catalog.superseded([1])) == {1: (new,)}
     catalog.close()
 
 

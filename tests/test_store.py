@@ -317,6 +317,8 @@ async def test_a_damaged_group_of_records_keeps_no_others_from_being_read_and_ca
                 assert len(data) == 1000
         report = await check(store, repair=True)
         assert {problem.id for problem in report.problems if problem.kind == "lost"} <= set(gone)
+        lost = [problem for problem in report.problems if problem.kind == "lost"]
+        assert len(lost) == len(gone) or any(problem.kind == "count" for problem in report.problems)
         assert report.sound
         with store.handle(ids[-1]) as handle:
             await handle.replace(b"x" * 1000)
@@ -324,6 +326,24 @@ async def test_a_damaged_group_of_records_keeps_no_others_from_being_read_and_ca
         assert (await check(store)).problems == []
         assert set(store.ids()) == set(ids) - set(gone)
         assert store.stats().chunks == len(ids) - len(gone)
+
+
+@pytest.mark.parametrize("count", [b"", b"abc", b"\xff" * 8, bytes(8)])
+async def test_a_damaged_count_of_chunks_keeps_nobody_from_committing_and_is_found(tmp_path, count):
+    async with dstorage.open(tmp_path, budget=2**20, commit_interval=None, pressure=None) as store:
+        ids = await fill(store, 40)
+    with lmdb.open(str(tmp_path / "catalog"), max_dbs=16) as env, env.begin(write=True) as txn:
+        txn.put(b"records", count, db=env.open_db(b"meta", txn))
+    async with dstorage.open(tmp_path, budget=2**20, commit_interval=None, pressure=None) as store:
+        store.stats()
+        ids += await fill(store, 1)
+        await store.commit()
+        report = await check(store, repair=True)
+        assert [problem.kind for problem in report.problems] == ["count"]
+        assert report.sound
+        assert store.stats().chunks == len(ids)
+    async with dstorage.open(tmp_path, budget=2**20, commit_interval=None, pressure=None) as store:
+        assert (await check(store)).problems == []
 
 
 async def test_a_damaged_record_that_names_another_segment_can_be_dropped(tmp_path):

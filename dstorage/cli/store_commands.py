@@ -31,7 +31,7 @@ from dstorage.cli.running import (
 from dstorage.errors import InvalidArgumentError, Lost
 from dstorage.paging.budget import parse_bytes
 
-MENDED = {"lost": "dropped", "copy": "written anew", "books": "counted anew"}
+MENDED = {"lost": "dropped", "copy": "written anew", "books": "counted anew", "count": "counted anew"}
 ChunkIds = Annotated[list[int], typer.Argument(metavar="ID...", min=1, max=2**64 - 1, show_default=False)]
 
 
