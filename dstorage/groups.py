@@ -19,13 +19,15 @@ BITS = 5
 """Of an id, that tell the chunks of a group apart. With more of them two full groups would not fit on a page of LMDB's."""
 IDS = 1 << BITS
 _LOW = IDS - 1
+_LOWS = [bytes([low]) for low in range(IDS)]
+"""To be looked for: an integer of numpy's would be taken for the bytes that it consists of."""
 _ENTRY_BYTES = 1 + RECORD.size
 
 
 def record_in(group: bytes, id: int) -> Record | None:
     """The record of `id`, or None if it has none."""
     count, rest = divmod(len(group), _ENTRY_BYTES)
-    at = group.find(id & _LOW, 0, count)
+    at = group.find(_LOWS[id & _LOW], 0, count)
     if at < 0:
         return None
     return DAMAGED if rest else unpack_record_at(group, count + at * RECORD.size)
