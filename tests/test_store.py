@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import contextmanager
 
 import lmdb
 import pytest
@@ -251,6 +252,15 @@ async def test_a_forked_child_is_refused(tmp_path):
 # -- damage ---------------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def table_of_records(path):
+    """A transaction that changes the catalog of a closed store, and the table of its records."""
+    with lmdb.open(str(path / "catalog"), max_dbs=16) as env:
+        records = env.open_db(b"records", integerkey=True, create=False)
+        with env.begin(write=True) as txn:
+            yield txn, records
+
+
 def change_record(txn, records, id, change):
     """Let `change` make other bytes of a record in the catalog."""
     key = KEY.pack(id >> groups.BITS)
@@ -275,10 +285,8 @@ async def test_a_damaged_record_is_one_lost_chunk_that_repair_drops(tmp_path, da
     options = {"budget": 2**20, "commit_interval": None, "pressure": None}
     async with dstorage.open(tmp_path, **options) as store:
         ids = await fill(store, 3)
-    with lmdb.open(str(tmp_path / "catalog"), max_dbs=16) as env:
-        records = env.open_db(b"records", integerkey=True, create=False)
-        with env.begin(write=True) as txn:
-            change_record(txn, records, ids[1], damage)
+    with table_of_records(tmp_path) as (txn, records):
+        change_record(txn, records, ids[1], damage)
     async with dstorage.open(tmp_path, **options) as store:
         with store.handle(ids[1]) as handle, pytest.raises((Lost, MemoryUnavailable)):
             await handle
@@ -302,11 +310,9 @@ async def test_a_damaged_group_of_records_keeps_no_others_from_being_read_and_ca
     options = {"budget": 2**20, "commit_interval": None, "pressure": None}
     async with dstorage.open(tmp_path, **options) as store:
         ids = await fill(store, 70)
-    with lmdb.open(str(tmp_path / "catalog"), max_dbs=16) as env:
-        records = env.open_db(b"records", integerkey=True, create=False)
-        with env.begin(write=True, db=records) as txn:
-            key = KEY.pack(1)
-            txn.put(key, damage(txn.get(key)))
+    with table_of_records(tmp_path) as (txn, records):
+        key = KEY.pack(1)
+        txn.put(key, damage(txn.get(key, db=records)), db=records)
     gone = [id for id in ids if id >> groups.BITS == 1]
     assert len(gone) == groups.IDS
     async with dstorage.open(tmp_path, **options) as store:
@@ -354,13 +360,11 @@ async def test_a_damaged_record_that_names_another_segment_can_be_dropped(tmp_pa
             with await store.create(bytes(size)) as handle:
                 ids.append(handle.id)
             await store.commit()
-    with lmdb.open(str(tmp_path / "catalog"), max_dbs=16) as env:
-        records = env.open_db(b"records", integerkey=True, create=False)
-        with env.begin(write=True) as txn:
-            # Its segment: that of the small chunk, where there is less than this record would take with it.
-            small = []
-            change_record(txn, records, ids[1], lambda record: small.append(record) or record)
-            change_record(txn, records, ids[0], lambda record: record[:20] + small[0][20:22] + record[22:])
+    with table_of_records(tmp_path) as (txn, records):
+        # Its segment: that of the small chunk, where there is less than this record would take with it.
+        small = []
+        change_record(txn, records, ids[1], lambda record: small.append(record) or record)
+        change_record(txn, records, ids[0], lambda record: record[:20] + small[0][20:22] + record[22:])
     async with dstorage.open(tmp_path, **options) as store:
         report = await check(store, repair=True)
         assert report.repaired == [ids[0]]
