@@ -48,7 +48,7 @@ class PressureSample:
 
     Attributes:
         total: Memory this process may use: the machine's, or its control group's limit where that is lower.
-        available: Of that, what can be had without swapping; reclaimable file cache counts as available.
+        available: Of that, what can be had without swapping; the page cache of files counts as available.
         rss: Resident memory of this process.
         stalled: PSI memory "full avg10" in percent, of the innermost control group that has it, else of the machine; None where
             there is none.
@@ -108,8 +108,9 @@ class SystemPressure:
             limit, usage = _number(group.limit), _number(group.usage)
             if limit is None or usage is None or limit >= _UNLIMITED:
                 continue
-            # Pages of files that the kernel can drop at once are not in anybody's way.
-            usage -= min(usage, _field(group.statistics, group.reclaimable))
+            # Pages of files are in nobody's way, as in the kernel's own figure for the machine (MemAvailable). Those used twice, too, which it
+            # calls active: of data that is read at random most are, and a store would give its memory up for them.
+            usage -= min(usage, _sum_of(group.statistics, group.reclaimable))
             total = min(total, limit)
             available = min(available, max(0, limit - usage))
         return PressureSample(total, available, self._rss(), self._stalled())
@@ -215,12 +216,12 @@ class PressureMonitor:
 
 
 class _Group(NamedTuple):
-    """Files of one control group, and the field of its statistics that says what the kernel can drop at once."""
+    """Files of one control group, and the fields of its statistics that say what the kernel can drop."""
 
     limit: Path
     usage: Path
     statistics: Path
-    reclaimable: str
+    reclaimable: tuple[str, str]
     pressure: Path | None = None
 
 
@@ -248,13 +249,13 @@ def _groups(cgroup2: Path, cgroup1: Path, proc: Path) -> list[_Group]:
 
 
 def _version_2(path: Path) -> _Group:
-    files = (path / "memory.max", path / "memory.current", path / "memory.stat", "inactive_file")
-    return _Group(*files, path / "memory.pressure")
+    files = (path / "memory.max", path / "memory.current", path / "memory.stat")
+    return _Group(*files, ("inactive_file", "active_file"), path / "memory.pressure")
 
 
 def _version_1(path: Path) -> _Group:
     files = (path / "memory.limit_in_bytes", path / "memory.usage_in_bytes", path / "memory.stat")
-    return _Group(*files, "total_inactive_file")
+    return _Group(*files, ("total_inactive_file", "total_active_file"))
 
 
 def _number(path: Path) -> int | None:
@@ -265,12 +266,9 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _field(path: Path, name: str) -> int:
+def _sum_of(path: Path, names: tuple[str, ...]) -> int:
     try:
-        for line in path.read_text().splitlines():
-            key, _, value = line.partition(" ")
-            if key == name:
-                return int(value)
+        entries = [line.partition(" ") for line in path.read_text().splitlines()]
+        return sum(int(value) for name, _, value in entries if name in names)
     except (OSError, ValueError):
-        pass
-    return 0
+        return 0
