@@ -21,6 +21,9 @@ HUGE_BYTES = 4 * 2**20
 end; what is smaller it may hand out again, but threads other than the first give much of it back to the system, too.
 """
 HUGE_PAGE = 2**21
+UNLOCKED_BYTES = 2**18
+"""From here on a copy gives the interpreter's lock away: other threads need not wait for it to end. A shorter one takes microseconds, after
+which the lock may come back milliseconds later, if another thread computes."""
 
 _allocate = _allocate_bytes = None
 if sys.implementation.name == "cpython":
@@ -67,6 +70,17 @@ def address_of(buffer: bytearray | memoryview | mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
+def copy(target: memoryview, source: memoryview) -> None:
+    """Copy bytes from one view to another of the same length.
+
+    Other threads run while it copies many, except where they are only for reading: the interpreter does not tell where such are.
+    """
+    if len(source) < UNLOCKED_BYTES or source.readonly:
+        target[:] = source
+    else:
+        ctypes.memmove(address_of(target), address_of(source), len(source))
+
+
 def fresh_buffer(size: int) -> bytearray:
     """A buffer of `size` bytes, to be filled completely or dropped: what it holds at first is undefined.
 
@@ -105,8 +119,7 @@ def copied(data: bytes | bytearray | memoryview) -> bytearray:
     if len(data) < FRESH_BYTES:
         return bytearray(data)
     buffer = fresh_buffer(len(data))
-    # From view to view nothing is copied twice.
-    memoryview(buffer)[:] = data
+    copy(memoryview(buffer), memoryview(data))
     return buffer
 
 
@@ -118,7 +131,7 @@ def joined(parts: Sequence[bytes | bytearray | memoryview]) -> bytearray:
     buffer = fresh_buffer(size)
     view, first = memoryview(buffer), 0
     for part in parts:
-        view[first : first + len(part)] = part
+        copy(view[first : first + len(part)], memoryview(part))
         first += len(part)
     return buffer
 
@@ -128,7 +141,7 @@ def copied_bytes(data: memoryview) -> bytes:
     if data.nbytes < HUGE_BYTES or not data.c_contiguous:
         return bytes(data)
     contents, view = fresh_contents(data.nbytes)
-    view[:] = data.cast("B")
+    copy(memoryview(view), data.cast("B"))
     return bytes(contents)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from array import array
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 from dstorage.buffers import (
     FRESH_BYTES,
     HUGE_BYTES,
+    UNLOCKED_BYTES,
     address_of,
     copied,
     copied_bytes,
+    copy,
     fresh_buffer,
     fresh_bytes_at,
     fresh_contents,
@@ -64,6 +67,17 @@ def test_what_is_made_of_other_bytes_is_made_of_all_of_them():
         assert made == b"".join(pieces)
     for shaped in (memoryview(b"abcdef"), memoryview(array("d", [1.5, 2.5])), memoryview(b"abcdef")[::2]):
         assert copied_bytes(shaped) == shaped.tobytes()
+
+
+@pytest.mark.parametrize("size", [UNLOCKED_BYTES - 1, UNLOCKED_BYTES, 2 * HUGE_BYTES + 3])
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_a_copy_is_the_same_and_touches_nothing_else(size, kind):
+    data = random.Random(1).randbytes(size)
+    around = bytearray(b"<" * 7 + bytes(size) + b">" * 7)
+    copy(memoryview(around)[7 : 7 + size], memoryview(kind(b"-" + data + b"-"))[1:-1])
+    assert around == b"<" * 7 + data + b">" * 7
+    assert joined([data, kind(data), b"end"]) == data + data + b"end"
+    assert copied(kind(data)) == data
 
 
 @pytest.mark.skipif(

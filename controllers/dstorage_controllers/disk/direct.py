@@ -8,12 +8,11 @@ locked) 2 MiB were read three times as fast, and written half as fast again, as 
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-from dstorage.buffers import HUGE_PAGE, address_of
+from dstorage.buffers import HUGE_PAGE, address_of, copy
 from dstorage.controller import Buffer
 from dstorage_controllers.disk.device import Device
 from dstorage_controllers.disk.files import write_all
@@ -41,14 +40,6 @@ def one_piece(size: int) -> memoryview:
             memory.madvise(mmap.MADV_HUGEPAGE)
     first = -address_of(memory) % HUGE_PAGE
     return memoryview(memory)[first : first + size]
-
-
-def copy(target: memoryview, source: memoryview) -> None:
-    """Copy bytes, with the interpreter free where it can be."""
-    if source.readonly:
-        target[:] = source
-    else:
-        ctypes.memmove(address_of(target), address_of(source), len(source))
 
 
 class DirectReader:
