@@ -225,6 +225,7 @@ class Contents:
             self.drop_reserved(len(buffer))
             raise
         if handle.buffer is not None:
+            self._writeback.drop(handle)
             self._memory.replace(handle, buffer)
         else:
             self._pagein.abandon(handle)
@@ -265,6 +266,7 @@ class Contents:
             self._check_exists(handle)
         self._pagein.abandon(handle)
         if handle.buffer is not None:
+            self._writeback.drop(handle)
             self._memory.forget(handle)
         self._deleted(handle)
 
@@ -299,6 +301,7 @@ class Contents:
         if handle.buffer is None:
             raise handle.failure()
         self._pagein.abandon(handle)
+        self._writeback.drop(handle)
         contents = self._memory.hand_over(handle)
         self._deleted(handle)
         return contents

@@ -13,6 +13,8 @@ from dstorage.table import HandleTable
 
 RECHECK_S = 0.05
 """How often somebody who waits looks whether there is still hope."""
+STUCK_S = 1.0
+"""How long others do not stand behind somebody whom only a release can help."""
 
 
 class Room:
@@ -46,8 +48,9 @@ class Room:
         if memory.reserve(size, dirty=dirty):
             return
         self._check_fits(size, id)
-        deadline = None if wait is None else asyncio.get_running_loop().time() + wait
-        granted = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        deadline = None if wait is None else loop.time() + wait
+        granted = loop.create_future()
 
         def grant() -> None:
             if granted.done():
@@ -57,10 +60,14 @@ class Room:
 
         request = RoomRequest(size, dirty, grant)
         memory.wait(request)
+        stuck_at = 0.0
         try:
             while not granted.done():
-                if not memory.hopeful or self._writeback.stalled:
-                    # Nothing is being written: only a release can help.
+                # The budget may have been lowered meanwhile.
+                self._check_fits(size, id)
+                now = loop.time()
+                if size > memory.limit or not memory.hopeful or self._writeback.stalled:
+                    # Nothing is being written that could help: only a release can.
                     memory.sweep()
                     memory.poke()
                     if granted.done():
@@ -69,8 +76,17 @@ class Room:
                         # Those in front would not have it: they wait for more, maybe for what this caller holds.
                         memory.abandon(request)
                         return
-                    if deadline is None or asyncio.get_running_loop().time() >= deadline:
-                        raise self.error(self._no_room(size, id))
+                    if not request.stuck:
+                        request.stuck, stuck_at = True, now
+                elif request.stuck:
+                    # Others went on. What they let go of may be enough; else they stand behind it once more, now and then, so that many
+                    # small requests do not keep a large one from its turn for ever.
+                    memory.poke()
+                    if granted.done():
+                        return
+                    request.stuck = now < stuck_at + STUCK_S
+                if request.stuck and (deadline is None or now >= deadline):
+                    raise self.error(self._no_room(size, id))
                 await asyncio.wait([granted], timeout=RECHECK_S)
         except BaseException:
             if granted.done() and not granted.cancelled():
@@ -135,10 +151,14 @@ class Room:
         )
 
     def _find_holders(self) -> str:
-        held = [handle for handle in self._table.handles.values() if handle.refs and handle.buffer is not None]
+        memory = self._memory
+        resident = [handle for handle in self._table.handles.values() if handle.buffer is not None]
+        held = [handle for handle in resident if handle.refs]
+        others = memory.used - memory.stray_bytes - sum(handle.size for handle in resident)
         most = ", ".join(f"{h.id} ({h.size} B, {h.refs} refs)" for h in heapq.nlargest(5, held, key=lambda h: h.size))
         strays = ", ".join(f"{id} ({size} B)" for id, size in self._memory.largest_strays(5))
         return (
             f"{len(held)} chunks are referenced{f', the largest: {most}' if most else ''}"
             f"{f'; the largest stray views are on {strays}' if strays else ''}"
+            f"{f'; {others} bytes are for reads, edits and writes under way' if others else ''}"
         )

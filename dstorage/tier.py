@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dstorage.errors import InvalidArgumentError
@@ -74,11 +75,21 @@ class Throttle:
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._paid_at = 0.0
+        self._turn = asyncio.Lock()
+        self._given_back = asyncio.Event()
 
     async def take(self, size: int) -> None:
-        """Return when `size` bytes may go; whoever came first goes first."""
-        now = asyncio.get_running_loop().time()
-        begin = max(now, self._paid_at)
-        self._paid_at = begin + size / self._rate
-        if begin > now:
-            await asyncio.sleep(begin - now)
+        """Return when `size` bytes may go; whoever came first goes first. Who is cancelled before that pays nothing."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            while (debt := self._paid_at - loop.time()) > 0:
+                self._given_back.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(debt):
+                        await self._given_back.wait()
+            self._paid_at = max(loop.time(), self._paid_at) + size / self._rate
+
+    def give_back(self, size: int) -> None:
+        """Of what was taken, `size` bytes did not go after all."""
+        self._paid_at -= size / self._rate
+        self._given_back.set()

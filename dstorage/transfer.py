@@ -64,8 +64,20 @@ class Transfer:
         source = self._loaded(chunks[0][1].controller)
         destination = self._loaded(target.index)
         size = sum(record.locator.size for _, record in chunks)
-        if target.throttle is not None:
-            await target.throttle.take(size)
+        if target.throttle is None:
+            return await self._carry(chunks, size, source, destination)
+        await target.throttle.take(size)
+        written = 0
+        try:
+            answers = await self._carry(chunks, size, source, destination)
+            written = sum(answer.size for answer in answers if isinstance(answer, Locator))
+            return answers
+        finally:
+            target.throttle.give_back(size - written)
+
+    async def _carry(
+        self, chunks: list[Chunk], size: int, source: Controller, destination: Controller
+    ) -> list[Locator | Exception]:
         await self._room.reserve(size, 0, ROOM_WAIT_S, dirty=False)
         try:
             found = await source.read([ReadRequest(id, record.locator) for id, record in chunks])
@@ -83,7 +95,7 @@ class Transfer:
         for number, (id, _) in enumerate(chunks):
             if answers[number] is _UNANSWERED:
                 place = next(places)
-                answers[number] = explain(place, id, target.name) if isinstance(place, Exception) else place
+                answers[number] = explain(place, id, destination.name) if isinstance(place, Exception) else place
         return answers
 
     async def put(self, id: int, buffer: Buffer, target: Entry) -> Locator | Exception:

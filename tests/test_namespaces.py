@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from dstorage_controllers.ram import RamController
+from memory_controller import MemoryController
 
 import dstorage
 from dstorage.errors import InvalidArgumentError, ReadOnlyError
@@ -160,3 +163,24 @@ async def test_the_255th_namespace_is_the_last(tmp_path):
         with await (await store.namespace("254")).create(b"x", durable=False) as handle:
             assert handle.id >> 56 == 255
             handle.delete()
+
+
+async def test_a_namespace_keeps_its_share_while_others_wait_for_a_slow_disk(tmp_path):
+    slow = MemoryController()
+    async with dstorage.open(
+        tmp_path / "store", budget=100 * KIB, controllers=[slow], pressure=None, commit_interval=None
+    ) as store:
+        images = await store.namespace("images", share=0.5)
+        mine = await fill(images, 40)
+        others = await fill(store, 300)
+        await store.commit()
+        await read(store, mine)
+        slow.write_gate = asyncio.Event()
+        for id in others[:40]:
+            with store.handle(id) as handle:
+                await handle.replace(bytes(KIB))
+        for _ in range(3):
+            await read(store, others[100:])
+        kept = resident(store, mine)
+        slow.write_gate.set()
+        assert kept == 40

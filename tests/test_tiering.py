@@ -7,9 +7,11 @@ import time
 
 import pytest
 from memory_controller import MemoryController
+from turns import settle
 
 import dstorage
-from dstorage import TieringRules, TierRule, tiering
+from dstorage import ControllerUnavailable, TemporarilyUnavailable, TieringRules, TierRule, tiering
+from dstorage.tier import Throttle
 
 
 def opening(path, *controllers, **options):
@@ -252,3 +254,83 @@ async def test_a_write_rate_holds_for_write_backs_and_moves_and_stops_no_other_c
             await waits
         assert await moves == 10
         assert time.monotonic() - begun >= 10_000 / 50_000
+
+
+async def test_what_is_deleted_or_replaced_while_it_waits_for_a_write_rate_is_not_written_and_takes_no_memory(tmp_path):
+    fast = MemoryController("fast", rank=90)
+    async with opening(tmp_path, fast, tiers={"fast": TierRule(write_rate=20_000)}) as store:
+        with await store.create(bytes(20_000)) as first:
+            await first.flush()
+        # A second is to be paid for now.
+        before = store.memory_used
+        handles = [await store.create(bytes(1000)) for _ in range(20)]
+        flushes = [asyncio.create_task(handle.flush()) for handle in handles]
+        await settle()
+        for handle in handles[:10]:
+            handle.delete()
+        for handle in handles[10:]:
+            await handle.replace(b"new")
+        assert store.memory_used == before + 10 * len(b"new")
+        assert store.stats().stray == 0
+        await asyncio.wait_for(asyncio.gather(*flushes), 60)
+        assert fast.writes == [first.id] + [handle.id for handle in handles[10:]]
+        assert fast.used == 20_000 + 10 * len(b"new")
+        for handle in handles:
+            handle.release()
+
+
+async def test_a_commit_writes_what_it_began_with_though_it_is_deleted_while_a_write_rate_holds_it_up(tmp_path):
+    fast = MemoryController("fast", rank=90)
+    async with opening(tmp_path, fast, tiers={"fast": TierRule(write_rate=20_000)}) as store:
+        with await store.create(bytes(4000)) as first:
+            await first.flush()
+        with await store.create(b"as of the commit") as kept, await store.create(b"old") as changed:
+            committing = asyncio.create_task(store.commit())
+            await settle()
+            kept.delete()
+            await changed.replace(b"newer")
+            await asyncio.wait_for(committing, 60)
+            assert {b"as of the commit", b"old"} <= set(fast.medium.cells.values())
+            assert changed.data == b"newer"
+        await store.commit()
+        assert b"newer" in fast.medium.cells.values()
+
+
+async def test_a_write_rate_charges_nothing_for_what_was_not_written(tmp_path):
+    fast, slow = MemoryController("fast", rank=90), MemoryController("slow", rank=10)
+    async with opening(tmp_path, fast, slow, budget=2**20, tiers={"fast": TierRule(write_rate=1000)}) as store:
+        with await store.create(bytes(500_000), controller="slow") as handle:
+            large = handle.id
+        await store.commit()
+        store.set_budget(1)
+        store.set_budget(2**20)
+        slow.set_unavailable(True)
+        with pytest.raises(TemporarilyUnavailable):
+            await store.migrate([large], to="fast")
+        slow.set_unavailable(False)
+        fast.write_error = ControllerUnavailable("not now")
+        with pytest.raises(TemporarilyUnavailable):
+            await store.migrate([large], to="fast")
+        fast.write_error = None
+        with await store.create(b"x" * 10, controller="fast") as handle:
+            # After any of these it took more than eight minutes.
+            await asyncio.wait_for(handle.flush(), 60)
+
+
+async def test_who_gives_up_waiting_for_a_write_rate_pays_nothing():
+    throttle = Throttle(1000)
+    await throttle.take(200)
+    given_up = [asyncio.create_task(throttle.take(500_000)) for _ in range(3)]
+    await settle()
+    for waiting in given_up:
+        waiting.cancel()
+    await asyncio.wait(given_up)
+    begun = asyncio.get_running_loop().time()
+    await asyncio.wait_for(throttle.take(1), 60)
+    assert asyncio.get_running_loop().time() - begun < 60
+    await throttle.take(500_000)
+    waiting = asyncio.create_task(throttle.take(1))
+    await settle()
+    assert not waiting.done()
+    throttle.give_back(500_000)
+    await asyncio.wait_for(waiting, 60)

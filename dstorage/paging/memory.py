@@ -25,14 +25,22 @@ AHEAD_SHARE = 1 / 16
 
 
 class RoomRequest:
-    """Somebody waiting for `size` bytes (of dirty contents, if `dirty`); `grant` is called when they are reserved."""
+    """Somebody waiting for room.
 
-    __slots__ = ("dirty", "grant", "size")
+    Attributes:
+        size: Bytes.
+        dirty: They are for dirty contents.
+        grant: Called when they are reserved.
+        stuck: All was written, and it did not help: only a release can. Others need not stand behind it.
+    """
+
+    __slots__ = ("dirty", "grant", "size", "stuck")
 
     def __init__(self, size: int, dirty: bool, grant: Callable[[], None]) -> None:
         self.size = size
         self.dirty = dirty
         self.grant = grant
+        self.stuck = False
 
 
 class Memory:
@@ -100,7 +108,7 @@ class Memory:
                 wait for what is being written; small ones would take it bit by bit from a large one.
             overtake: Go before those who wait all the same.
         """
-        if dirty and self._waiting and self.hopeful and not overtake:
+        if dirty and self._waiting and not overtake and self.hopeful and not all(r.stuck for r in self._waiting):
             self._on_laundry()
             return False
         if dirty and self.dirty_bytes + size > self.dirty_limit and self.dirty_bytes:
@@ -137,10 +145,18 @@ class Memory:
         self._waiting.remove(request)
 
     def poke(self) -> None:
-        """Grant what can be granted; to be called after anything was freed or written."""
+        """Grant what can be granted, in order; to be called after anything was freed or written."""
         waiting = self._waiting
-        while waiting and self.reserve(waiting[0].size, dirty=waiting[0].dirty, overtake=True):
-            waiting.popleft().grant()
+        passed = 0
+        while passed < len(waiting):
+            request = waiting[passed]
+            if self.reserve(request.size, dirty=request.dirty, overtake=True):
+                del waiting[passed]
+                request.grant()
+            elif request.stuck:
+                passed += 1
+            else:
+                return
 
     @property
     def wanted(self) -> bool:
@@ -166,6 +182,9 @@ class Memory:
         if self.critical:
             self._policy.remove(page)
             self._retire(page)
+        elif self.used > self.limit:
+            # The limit fell while it was on its way.
+            self._evict_to(self.limit, "limit")
         else:
             self._trim_cached()
 
@@ -276,6 +295,8 @@ class Memory:
                 self._policy.restore(page)
                 self._trim_cached()
             if self._waiting:
+                for request in self._waiting:
+                    request.stuck = False
                 self.poke()
 
     # -- limits -------------------------------------------------------------------------------------------------------

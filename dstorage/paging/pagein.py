@@ -187,6 +187,12 @@ class PageIn:
                 await asyncio.sleep(RECHECK_S)
                 if memory.sweep():
                     memory.poke()
+                for page, request in list(self._waiting.items()):
+                    if request.size > memory.limit:
+                        # The limit has fallen: it says so itself.
+                        del self._waiting[page], self._underway[page]
+                        memory.abandon(request)
+                        self.begin(page)
                 writing = memory.hopeful and not self._stalled()
                 if writing or any(isinstance(read, Record) for read in self._underway.values()):
                     continue

@@ -6,7 +6,8 @@ namespace can always fill, however busy the others are. Chunks of no namespace, 
 what is left.
 
 A page's namespace is in its id (see `dstorage.record`), so nothing is looked up. What is counted is what a namespace keeps in memory:
-pages chosen to leave count no more, pages that references hold do.
+clean pages chosen to leave count no more; those that references hold do, and dirty ones until they are written and have left. Else whoever
+has much to write would seem to have little, and the others would have to leave for it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Shares:
         self._parts = {0: _Part(rest, 1.0)}
         self._parts[0].used = held
         self._out: dict[Page, int] = {}
-        """Pages that `victim` gave out and that references hold: still counted, with these sizes."""
+        """Pages that `victim` gave out and that references hold or that have to be written first: still counted, with these sizes."""
 
     @property
     def unclaimed(self) -> float:
@@ -89,7 +90,7 @@ class Shares:
         chosen.policy.resize(max(int(chosen.share * capacity), chosen.used))
         page = chosen.policy.victim()
         if page is not None:
-            if page.refs:
+            if page.refs or page.dirty:
                 self._out[page] = page.size
             else:
                 chosen.used -= page.size

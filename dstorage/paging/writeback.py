@@ -24,6 +24,7 @@ from dstorage.paging.memory import Memory
 from dstorage.paging.page import LAUNDRY, Page
 from dstorage.record import Locator, Record
 from dstorage.registry import Entry, Registry
+from dstorage.tier import Throttle
 
 BATCH_BYTES = 8 * 2**20
 """With 4 MiB, an array's write-behind had a disk idle for a tenth of the time between two batches."""
@@ -43,13 +44,16 @@ SUBMITS_PER_TURN = 2048
 
 Done = Callable[[Exception | None], None]
 
+_DROPPED = bytearray()
+"""The contents of a write that is not wanted any more; they are nobody's."""
+
 
 class Write:
     """One write of one chunk.
 
     Attributes:
         page: The chunk.
-        buffer: The contents to write; they never change.
+        buffer: The contents to write; they never change (but see `WriteBack.drop`).
         done: To be called once with None or what went wrong.
         refused: Indices of the controllers that would not take it, whether that is for lack of room, and what they said.
     """
@@ -136,6 +140,13 @@ class WriteBack:
                 newest.done += write.done
         queue[:] = [write for write in queue if write.buffer is cut]
         queue.append(newest)
+
+    def drop(self, page: Page) -> None:
+        """The contents of `page` are about to be replaced or deleted: hold them no longer for a write, but for a commit's."""
+        if page.id in self._writing and self.cut.get(page) is not page.buffer:
+            for write in (self._writing[page.id], *self._behind.get(page.id, ())):
+                if write.buffer is page.buffer:
+                    write.buffer = _DROPPED
 
     def begin_cut(self) -> None:
         """Take the present contents of every dirty durable page into the commit now beginning."""
@@ -252,6 +263,9 @@ class WriteBack:
         target: Entry | None = None
         for _ in range(len(queue)):
             write = queue.popleft()
+            if not self._wanted(write):
+                self._overtaken(write)
+                continue
             entry = self._choose(write)
             if entry is None:
                 self._give_up(write)
@@ -264,7 +278,8 @@ class WriteBack:
             else:
                 queue.append(write)
         if target is None:
-            return False
+            # What was overtaken may have let newer contents in.
+            return bool(queue) and self._paused is None
         self._in_flight += 1
         self._spawn(self._write(target, batch))
         return True
@@ -294,13 +309,11 @@ class WriteBack:
         answers: list[Locator | Exception]
         try:
             if entry.throttle is not None:
-                # Who waits here keeps no other controller from being written to.
-                self._in_flight -= 1
-                try:
-                    await entry.throttle.take(sum(len(write.buffer) for write in batch))
-                finally:
-                    self._in_flight += 1
-            answers = await write_to(controller, [WriteRequest(write.page.id, write.buffer) for write in batch])
+                batch = await self._wait_for_turn(entry.throttle, batch)
+            answers = []
+            if batch:
+                # Nothing here is to know the contents afterwards.
+                answers = await write_to(controller, [WriteRequest(write.page.id, write.buffer) for write in batch])
         except Exception as error:
             answers = [error] * len(batch)
         except asyncio.CancelledError:
@@ -313,6 +326,8 @@ class WriteBack:
             if isinstance(answer, Locator):
                 self._written(write, entry, answer)
             else:
+                if entry.throttle is not None:
+                    entry.throttle.give_back(len(write.buffer))
                 # Not the error itself: its traceback would hold the contents.
                 write.refused[entry.index] = isinstance(answer, ControllerFull), str(answer)
                 if not isinstance(answer, (ControllerFull, ControllerUnavailable)):
@@ -322,6 +337,37 @@ class WriteBack:
                 self._queue.append(write)
         self._memory.poke()
         self.wake()
+
+    async def _wait_for_turn(self, throttle: Throttle, batch: list[Write]) -> list[Write]:
+        """Return when `batch` may be written, with what of it is still wanted then."""
+        size = sum(len(write.buffer) for write in batch)
+        # Who waits here keeps no other controller from being written to.
+        self._in_flight -= 1
+        try:
+            await throttle.take(size)
+        finally:
+            self._in_flight += 1
+        wanted = [write for write in batch if self._wanted(write)]
+        throttle.give_back(size - sum(len(write.buffer) for write in wanted))
+        for write in batch:
+            if write not in wanted:
+                self._overtaken(write)
+        return wanted
+
+    def _wanted(self, write: Write) -> bool:
+        """Whether its contents are the present ones of the chunk, or the commit's."""
+        return write.buffer is write.page.buffer or write.buffer is self.cut.get(write.page)
+
+    def _overtaken(self, write: Write) -> None:
+        """End a write that nobody wants any more: who waits for it waits for the newer contents, if there are any."""
+        page = write.page
+        if write.done and page.dirty and page.buffer is not None:
+            queue = self._behind.setdefault(page.id, [])
+            if not queue:
+                queue.append(Write(page, page.buffer, None))
+            queue[-1].done += write.done
+            write.done = []
+        self._end(write, None)
 
     def _written(self, write: Write, entry: Entry, locator: Locator) -> None:
         page = write.page
@@ -339,6 +385,8 @@ class WriteBack:
         else:
             # Overtaken by newer contents, or deleted.
             self._discard(page.id, record)
+            self._end(write, None)
+            return
         if current and page.dirty:
             # Let go of it first: if it leaves memory now, nobody is to be found looking at it.
             write.buffer = b""

@@ -289,3 +289,104 @@ async def test_a_smaller_budget_first_takes_what_nobody_looks_at_any_more(store)
     store.set_budget(8 * 4096)
     assert all(handle.buffer is not None for handle in made)
     assert store.stats().used == 8 * 4096
+
+
+async def test_what_arrives_after_the_budget_was_shrunk_leaves_as_what_was_there_did(store, memory):
+    ids = []
+    for _ in range(30):
+        with await store.create(bytes(1000)) as handle:
+            ids.append(handle.id)
+    await store.commit()
+    store.set_budget(1)
+    store.set_budget(BUDGET)
+    memory.gate = asyncio.Event()
+    held = [store.handle(id) for id in ids[:10]]
+    reads = [asyncio.ensure_future(handle.get()) for handle in held]
+    store.prefetch(ids[10:])
+    await settle()
+    store.set_budget(5000)
+    memory.gate.set()
+    await asyncio.wait(reads)
+    del reads
+    await settle()
+    # What nobody holds has left; what is held stays.
+    assert store.memory_used == 10_000
+    for handle in held:
+        handle.release()
+    assert store.memory_used <= 5000
+
+
+async def test_who_waits_for_a_release_slows_nobody_who_needs_none(store):
+    held = [await store.create(bytes(BUDGET // 4)) for _ in range(3)]
+    await store.commit()
+    large = asyncio.create_task(store.create(bytes(BUDGET // 2), wait=60))
+    await settle()
+    turns = 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0.05)
+
+    counting = asyncio.create_task(count())
+    for _ in range(200):
+        with await store.create(bytes(100), wait=60) as small:
+            await small.replace(bytes(200), wait=60)
+    counting.cancel()
+    # One at a time, each after a look, they took 200 of these.
+    assert turns < 100
+    assert not large.done()
+    for handle in held:
+        handle.release()
+    (await asyncio.wait_for(large, 60)).release()
+
+
+async def test_who_waits_for_more_than_a_lowered_budget_is_told(store):
+    with await store.create(bytes(BUDGET - 1000)):
+        await store.commit()
+        waiting = asyncio.create_task(store.create(bytes(BUDGET // 2), wait=60))
+        await settle()
+        store.set_budget(BUDGET // 4)
+        with pytest.raises(MemoryUnavailable, match="more than the whole budget"):
+            await asyncio.wait_for(waiting, 30)
+
+
+async def test_a_page_in_that_waits_for_more_than_is_allowed_since_is_told(store, memory):
+    with await store.create(bytes(BUDGET // 2)) as handle:
+        id = handle.id
+    await store.commit()
+    with await store.create(bytes(BUDGET // 4)) as first, await store.create(bytes(BUDGET // 2)):
+        await store.commit()
+        memory.write_gate = asyncio.Event()
+        await first.replace(bytes(BUDGET // 4))
+        with store.handle(id) as handle:
+            reading = asyncio.ensure_future(handle.get())
+            await settle()
+            assert not reading.done()
+            store.set_budget(BUDGET // 4)
+            await asyncio.wait([reading], timeout=30)
+            memory.write_gate.set()
+            with pytest.raises(MemoryUnavailable, match="more than the whole budget"):
+                await asyncio.wait_for(reading, 30)
+
+
+async def test_the_error_counts_what_no_chunk_holds(store):
+    with await store.create(bytes(BUDGET // 2)) as handle:
+        await store.commit()
+        async with handle.edit():
+            with pytest.raises(
+                MemoryUnavailable, match=f"; {BUDGET // 2} bytes are for reads, edits and writes under way"
+            ):
+                await store.create(b"x")
+
+
+async def test_contents_that_were_written_are_not_taken_for_looked_at(tmp_path):
+    """The thread that wrote them would else be found to know them still, and others would leave in their stead."""
+    async with dstorage.open(tmp_path / "store", budget=BUDGET, pressure=None, commit_interval=None) as store:
+        for _ in range(300):
+            with await store.create(bytes(BUDGET // 16), wait=60) as handle:
+                await handle.flush()
+            store.set_budget(1)
+            assert store.stats().stray == 0
+            store.set_budget(BUDGET)

@@ -371,6 +371,8 @@ class DiskController(Controller):
                 ats.append(at)
         for at, answer in zip(ats, opened.appender.append(items), strict=True):
             answers[at] = answer
+        # The thread knows its arguments a moment longer than the loop waits for the answers: contents would count as looked at still.
+        requests.clear()
         return answers
 
     def _undo(
