@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import suppress
 
 import pytest
@@ -656,6 +657,7 @@ async def test_a_segment_deleted_under_a_reader_does_no_harm(bench, device):
 
 async def test_the_wrong_key_is_told_at_open(tmp_path, monkeypatch):
     key = tmp_path / "key"
+    key.touch(0o600)
     key.write_bytes(bytes(range(32)))
     bench = Bench(DiskController(key_file=key), tmp_path / "own")
     await bench.open()
@@ -680,11 +682,56 @@ async def test_the_wrong_key_is_told_at_open(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"short", b"z" * 64, b"ab" * 33])
 async def test_what_is_no_key_is_refused(tmp_path, content):
     key = tmp_path / "key"
+    key.touch(0o600)
     key.write_bytes(content)
     bench = Bench(DiskController(key_file=key), tmp_path / "own")
     with pytest.raises(ControllerError, match="must hold 32 bytes"):
         await bench.open()
     await bench.controller.close()
+
+
+@pytest.mark.parametrize("content", [b"0123456789abcdef" * 2, b"0123456789ABCDEF" * 2, b"a" * 31 + b"\n"])
+async def test_half_a_key_in_hexadecimal_digits_is_no_key_in_bytes(tmp_path, content):
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(content)
+    controller = DiskController(key_file=key)
+    with pytest.raises(
+        ControllerError, match=r"3\d hexadecimal digits, and a key has 64; make a key with .*token_hex\(32\)"
+    ):
+        await Bench(controller, tmp_path / "own").open()
+    await controller.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files mean nothing there")
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o600, 0o400])
+async def test_a_key_file_that_others_may_use_is_warned_of(tmp_path, mode):
+    key = tmp_path / "my key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(mode)
+    controller = DiskController("vault", key_file=key)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        await Bench(controller, tmp_path / "own").open()
+    await controller.close()
+    if mode & 0o077:
+        (warning,) = told
+        assert warning.category is RuntimeWarning
+        assert f"'vault': others than you may use its key_file {key} (mode {mode:o})" in str(warning.message)
+        assert str(warning.message).endswith(f"chmod 600 '{key}'")
+    else:
+        assert not told
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files mean nothing there")
+async def test_a_key_file_of_somebody_else_is_taken_as_it_is(tmp_path, monkeypatch):
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o640)
+    monkeypatch.setattr(os, "geteuid", lambda: key.stat().st_uid + 1)
+    controller = DiskController(key_file=key)
+    await Bench(controller, tmp_path / "own").open()
+    await controller.close()
 
 
 def forge(directory, id, locator, data):
