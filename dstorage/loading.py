@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from dstorage.catalog import Catalog
@@ -88,7 +89,14 @@ class Loader:
 
         await self._committer.exclusively(enlist)
         assert entry is not None
-        await self._load(entry, controller)
+        await self._open(entry, controller)
+        try:
+            # Before it gets any chunk.
+            await self._committer.exclusively(partial(self._registry.remember, entry, controller))
+        except BaseException:
+            await controller.close()
+            raise
+        self._opened(entry, controller)
         return entry
 
     async def unload(self, entry: Entry) -> None:
@@ -120,12 +128,15 @@ class Loader:
     async def _load_listed(self, entry: Entry) -> None:
         """Load what the list names; what cannot be is unavailable, which is no reason not to open the rest."""
         try:
-            await self._load(entry, load_plugin(entry.kind).from_settings(entry.name, entry.settings))
+            controller = load_plugin(entry.kind).from_settings(entry.name, entry.settings)
+            await self._open(entry, controller)
         except DStorageError as error:
             entry.error = error
             warnings.warn(f"controller {entry.name!r} is not available: {error}", RuntimeWarning, stacklevel=4)
+        else:
+            self._opened(entry, controller)
 
-    async def _load(self, entry: Entry, controller: Controller) -> None:
+    async def _open(self, entry: Entry, controller: Controller) -> None:
         former, entry.controller = entry.controller, None
         self._registry.reorder()
         if former is not None:
@@ -139,6 +150,8 @@ class Loader:
             if isinstance(error, DStorageError):
                 raise
             raise ControllerError(f"controller {entry.name!r} cannot be opened: {error}") from error
+
+    def _opened(self, entry: Entry, controller: Controller) -> None:
         entry.controller = controller
         entry.error = None
         self._registry.reorder()

@@ -129,7 +129,7 @@ class Registry:
         self._by_rank = sorted(loaded, key=lambda entry: (-entry.rank, entry.index))
 
     def enlist(self, controller: Controller) -> Entry:
-        """Give `controller` its place in the list: the old one if the name is known, else a new one; durable.
+        """Give `controller` its place in the list: the old one, as it is, if the name is known, else a new one; durable.
 
         Raises:
             InvalidArgumentError: The name cannot be one of a folder, or is known as another kind, or is declared removed.
@@ -149,6 +149,9 @@ class Registry:
             index = max(self._entries, default=-1) + 1
             entry = Entry(index, name, controller.kind, controller.rank, controller.settings)
             self._apply_rule(entry)
+            if not self._read_only:
+                # Before anybody knows whether it can be opened: a server that is away now has chunks under this index some day.
+                self._write(entry)
             # A new table: this runs in the writer thread, and the loop may be going through the old one.
             self._entries = {**self._entries, index: entry}
         elif entry.kind != controller.kind:
@@ -157,12 +160,19 @@ class Registry:
             )
         elif entry.removed:
             raise InvalidArgumentError(f"controller {name!r} was declared removed: choose another name")
-        else:
-            entry.rank = controller.rank
-            entry.settings = dict(controller.settings)
+        return entry
+
+    def remember(self, entry: Entry, controller: Controller) -> None:
+        """Have the entry's controller built again like `controller`, which has opened; durable.
+
+        One that does not open, for a key that was left out or a path that was mistyped, is no reason to forget what did.
+        """
+        if (entry.rank, entry.settings) == (controller.rank, controller.settings):
+            return
+        entry.rank = controller.rank
+        entry.settings = dict(controller.settings)
         if not self._read_only:
             self._write(entry)
-        return entry
 
     def _apply_rule(self, entry: Entry) -> None:
         entry.rule = self._rules.get(entry.name, entry.rule)

@@ -475,7 +475,8 @@ class Store:
 
         Raises:
             InvalidArgumentError: The name is known as another kind, or declared removed.
-            ControllerError: It could not be opened; the list knows it, its chunks stay unavailable.
+            ControllerError: It could not be opened; the list knows it, its chunks stay unavailable. Of a name it knew already, it keeps
+                the former settings: what `open` makes the controller from the next time.
         """
         self.check_open()
         return (await self._loader.register(controller)).index

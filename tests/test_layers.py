@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    "errors record events waiting buffers mount",
+    "errors record events waiting buffers mount durable",
     "controller",
     "tier answers lmdb_file groups known catalog index registry uses",
     "paging",
@@ -27,7 +27,14 @@ LAYERS = [
 
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names.split()}
 TOP = len(LAYERS) - 1
-CONTRACT = {"dstorage.buffers", "dstorage.controller", "dstorage.errors", "dstorage.mount", "dstorage.record"}
+CONTRACT = {
+    "dstorage.buffers",
+    "dstorage.controller",
+    "dstorage.durable",
+    "dstorage.errors",
+    "dstorage.mount",
+    "dstorage.record",
+}
 """What a plug-in may import of the core; `dstorage` itself re-exports the same and is allowed as well."""
 
 

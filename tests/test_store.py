@@ -18,6 +18,8 @@ from turns import settle
 import dstorage
 from dstorage import (
     ClosedError,
+    ControllerError,
+    ControllerStatus,
     ControllerUnavailable,
     InvalidArgumentError,
     Lost,
@@ -32,6 +34,7 @@ from dstorage import (
     VersionError,
     groups,
 )
+from dstorage.catalog import Catalog
 from dstorage.check import check
 from dstorage.known import Known
 from dstorage.record import KEY
@@ -481,6 +484,65 @@ async def test_a_controller_not_loaded_is_unavailable_until_it_registers(tmp_pat
         await store.register(MemoryController("kept", medium=medium))
         assert len(await asyncio.wait_for(waiting, 60)) == 1000
         handle.release()
+
+
+@pytest.mark.parametrize("mistake", ["no key", "another key", "another path"])
+async def test_a_controller_that_does_not_open_changes_nothing_of_what_is_remembered(tmp_path, mistake):
+    key, other = tmp_path / "key", tmp_path / "other"
+    for number, file in enumerate((key, other)):
+        file.touch(0o600)
+        file.write_text(f"{number}5" * 32)
+    mistaken = {"no key": {}, "another key": {"key_file": other}, "another path": {"key_file": key, "path": tmp_path}}
+    async with opening(tmp_path / "s", DiskController("disk", key_file=key)) as store:
+        ids = await fill(store, 2)
+    with pytest.raises(ControllerError, match="'disk'"):
+        await opening(tmp_path / "s", DiskController("disk", **mistaken[mistake]))
+    async with opening(tmp_path / "s") as store:
+        async with store.handle(ids[1]) as data:
+            assert len(data) == 1000
+        with pytest.raises(ControllerError, match="'disk'"):
+            await store.register(DiskController("disk", **mistaken[mistake]))
+    async with opening(tmp_path / "s") as store, store.handle(ids[0]) as data:
+        assert len(data) == 1000
+
+
+async def test_what_a_controller_opened_with_is_remembered(tmp_path):
+    async with opening(tmp_path, DiskController("disk")) as store:
+        await fill(store, 2)
+    async with opening(tmp_path, DiskController("disk", capacity=2**30, rank=7)) as store:
+        assert store.controllers()[0].rank == 7
+    async with opening(tmp_path) as store:
+        assert (store.controllers()[0].rank, store.controllers()[0].space.total) == (7, 2**30)
+
+
+async def test_a_controller_whose_settings_cannot_be_remembered_is_closed(tmp_path, memory, monkeypatch):
+    again = MemoryController("memory", rank=11, medium=memory.medium)
+    async with opening(tmp_path, memory) as store:
+
+        def refuse(*_):
+            raise lmdb.DiskError("the disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Catalog, "put_controller", refuse)
+            with pytest.raises(lmdb.DiskError):
+                await store.register(again)
+        assert again.closed
+        assert store.controllers()[0].status is ControllerStatus.TEMPORARILY_UNAVAILABLE
+
+
+async def test_a_new_controller_that_is_away_has_its_index_for_ever(tmp_path):
+    class Away(MemoryController):
+        async def open(self, context):
+            raise ControllerUnavailable("the server is away")
+
+    async with opening(tmp_path, MemoryController("first")) as store:
+        with pytest.raises(ControllerUnavailable):
+            await store.register(Away("away"))
+        assert await store.register(MemoryController("last")) == 2
+    async with opening(
+        tmp_path, MemoryController("last"), MemoryController("away"), MemoryController("first")
+    ) as store:
+        assert [c.name for c in store.controllers()] == ["first", "away", "last"]
 
 
 @pytest.mark.parametrize("name", ["", "..", "catalog", "Lock", "a/b", "a\\b", "a\0b", "x" * 256])

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 
 import pytest
+from dstorage_controllers.disk import DiskController
 
 import dstorage
+from dstorage import TemporarilyUnavailable
+from dstorage.persistent import BlockFile
 from dstorage.server.server import Server
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+
+FCNTL = getattr(fcntl, "fcntl", None)
+FULL_SYNC = 51
+"""macOS's F_FULLFSYNC."""
 
 MISSING = {
     "uvloop": "sys.modules['uvloop'] = None",
@@ -115,3 +129,110 @@ async def test_where_there_are_no_unix_sockets_a_node_says_so(tmp_path, monkeypa
     ):
         with pytest.raises(dstorage.InvalidArgumentError, match="no unix sockets"):
             await server.listen_unix(tmp_path / "socket")
+
+
+class Syncs:
+    """On another system: names of the files that were made durable, by the drive's cache or plainly."""
+
+    def __init__(self, monkeypatch, platform):
+        self.fully, self.plainly = [], []
+        self.refusal = None
+        self._of_system = fsync = os.fsync
+        monkeypatch.setattr(sys, "platform", platform)
+        monkeypatch.delattr(os, "fdatasync", raising=False)
+
+        def record(fd):
+            self.plainly.append(self._name(fd))
+            fsync(fd)
+
+        monkeypatch.setattr(os, "fsync", record)
+
+    def full(self, fd, operation, *arguments):
+        """macOS's fcntl."""
+        if operation != FULL_SYNC:
+            return FCNTL(fd, operation, *arguments)
+        if self.refusal is not None:
+            raise OSError(self.refusal, os.strerror(self.refusal))
+        self.fully.append(self._name(fd))
+        self._of_system(fd)
+        return 0
+
+    @staticmethod
+    def _name(fd):
+        return os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+
+
+@pytest.fixture
+def macos(monkeypatch):
+    syncs = Syncs(monkeypatch, "darwin")
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", FULL_SYNC, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", syncs.full)
+    return syncs
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Where no directory can be opened."""
+    syncs = Syncs(monkeypatch, "win32")
+    opened = os.open
+
+    def refuse(path, *arguments, **options):
+        fd = opened(path, *arguments, **options)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise PermissionError(errno.EACCES, "it is a directory", str(path))
+        return fd
+
+    monkeypatch.setattr(os, "open", refuse)
+    return syncs
+
+
+async def keep(path):
+    """Commit a chunk, and sync a file of blocks; returns the chunk read again."""
+    options = {"budget": "1M", "pressure": None, "commit_interval": None}
+    async with dstorage.open(path / "store", controllers=[DiskController("disk")], **options) as store:
+        with await store.create(b"kept" * 1000) as handle:
+            await store.commit()
+    (path / "blocks").write_bytes(bytes(8192))
+    blocks = BlockFile(path / "blocks")
+    blocks.sync()
+    blocks.close()
+    async with dstorage.open(path / "store", **options) as store, store.handle(handle.id) as data:
+        return bytes(data)
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks up what is synced as Linux tells it")
+
+
+@linux
+async def test_on_macos_the_drives_own_cache_is_synced(tmp_path, macos):
+    assert await keep(tmp_path) == b"kept" * 1000
+    assert {"00000001.seg", "blocks"} <= set(macos.fully)
+    assert "disk" in macos.plainly
+    assert not {"00000001.seg", "blocks"} & set(macos.plainly)
+
+
+@linux
+@pytest.mark.parametrize("refusal", [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY])
+async def test_on_macos_a_volume_that_cannot_sync_the_drives_cache_is_synced_as_it_can(tmp_path, macos, refusal):
+    macos.refusal = refusal
+    assert await keep(tmp_path) == b"kept" * 1000
+    assert {"00000001.seg", "blocks"} <= set(macos.plainly)
+
+
+@linux
+async def test_on_macos_a_sync_that_fails_fails_the_commit(tmp_path, macos):
+    async with dstorage.open(tmp_path, budget="1M", pressure=None, commit_interval=None) as store:
+        with await store.create(b"kept" * 1000):
+            macos.refusal = errno.EIO
+            with pytest.raises(TemporarilyUnavailable, match="durable"):
+                await store.commit()
+            macos.refusal = None
+            await store.commit()
+
+
+@linux
+async def test_on_windows_files_are_synced_and_directories_are_not_opened(tmp_path, windows):
+    assert await keep(tmp_path) == b"kept" * 1000
+    assert {"00000001.seg", "blocks"} <= set(windows.plainly)
+    assert "disk" not in windows.plainly

@@ -48,6 +48,13 @@ class Encryption:
         """16 bytes that tell one key from another and nothing else."""
         return hashlib.blake2b(self._store, key=self._key, digest_size=16, person=b"dstorage check").digest()
 
+    def mark(self, id: int) -> int:
+        """32 bits that who has no key can only guess: the seal of an empty chunk, of which nothing is stored."""
+        marked = hashlib.blake2b(
+            self._store + id.to_bytes(8, "little"), key=self._key, digest_size=4, person=b"dstorage empty"
+        )
+        return int.from_bytes(marked.digest(), "little")
+
     def encrypt(self, region: bytes, bound: bytes, data: Buffer) -> bytes:
         """As `encrypt_apart`, in one piece: a copy."""
         return b"".join(self.encrypt_apart(region, bound, data))

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from dstorage.durable import sync_file
 from dstorage.persistent import positioned
 from dstorage.persistent.validators import Buffer
 
@@ -75,7 +76,7 @@ class BlockFile:
 
     def sync(self) -> None:
         """Return when all that was written before is durable."""
-        positioned.sync(self._fd)
+        sync_file(self._fd)
 
     def will_need(self, length: int, offset: int, /) -> None:
         """Have the kernel read these bytes ahead, where it can be told."""

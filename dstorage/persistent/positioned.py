@@ -2,7 +2,7 @@
 
 Only what has a length and keeps its bytes is opened: files and block devices.
 
-Source: POSIX `pread`, `pwrite` and `fdatasync`.
+Source: POSIX `pread` and `pwrite`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import sys
 import threading
 from pathlib import Path
 
@@ -68,19 +67,6 @@ def pwrite(fd: int, data: Buffer, offset: int) -> None:
         view = memoryview(data)
         while done < len(view):
             done += _pwrite(fd, view[done:], offset + done)
-
-
-def sync(fd: int) -> None:
-    """Return when all that was written before is durable."""
-    if sys.platform == "darwin":
-        import fcntl
-
-        # fsync leaves the bytes in the drive's own cache there.
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-    elif hasattr(os, "fdatasync"):
-        os.fdatasync(fd)
-    else:
-        os.fsync(fd)
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:

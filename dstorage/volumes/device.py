@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from dstorage.durable import sync_file
 from dstorage.errors import ClosedError, InvalidArgumentError
 from dstorage.persistent import positioned
 from dstorage.volumes.finish import finish
@@ -108,7 +109,7 @@ class FileDevice:
     async def flush(self) -> None:
         """Return when all that was written before is durable."""
         fd = self._open_fd()
-        await self._in_thread(lambda: positioned.sync(fd))
+        await self._in_thread(lambda: sync_file(fd))
 
     async def discard(self, offset: int, length: int, /) -> None:
         """Give the bytes back to the file system where it can; else nothing."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from dstorage.durable import sync_file
 from dstorage.errors import InvalidArgumentError
 from dstorage.persistent import positioned
 from dstorage.volumes.bulk import (
@@ -117,15 +118,15 @@ def _restore(
         if file.read(BLOCK_BYTES).strip(b"\0") and not overwrite:
             raise InvalidArgumentError(f"{path} holds something already: pass overwrite=True (--force) to replace it")
         positioned.pwrite(file.fileno(), bytes(BLOCK_BYTES), 0)
-        positioned.sync(file.fileno())
+        sync_file(file.fileno())
         writer = BulkWriter(file.fileno(), nr_blocks)
         superblock = _write_pool(writer, survey, advance)
         writer.flush()
-        positioned.sync(file.fileno())
+        sync_file(file.fileno())
         block = bytearray(BLOCK_BYTES)
         superblock.pack_into(block)
         positioned.pwrite(file.fileno(), seal(block, 0, SUPERBLOCK_SALT), 0)
-        positioned.sync(file.fileno())
+        sync_file(file.fileno())
     return Restored(len(survey.devices), survey.mappings, writer.used, nr_blocks)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dstorage.durable import sync_directory
 from dstorage.errors import ClosedError, InvalidArgumentError, UsageError
 from dstorage.persistent.block_file import BlockDevice, BlockFile
 from dstorage.persistent.block_manager import BLOCK_BYTES, CACHE_BLOCKS, BlockManager
@@ -129,7 +130,8 @@ class PoolTransaction:
                 file.truncate(metadata_bytes)
             made = cls(file, lock=lock)
             made._format(block_bytes // SECTOR_BYTES, nr_data_blocks)
-            _sync_directory(path.parent)
+            # The new file's name survives a power failure only then.
+            sync_directory(path.parent)
         except BaseException:
             file.close()
             if lock is not None:
@@ -376,14 +378,3 @@ def check_metadata_bytes(size: int) -> None:
         raise InvalidArgumentError(
             f"metadata of {size} bytes: {BLOCK_BYTES} to {MAX_METADATA_BLOCKS * BLOCK_BYTES} are possible"
         )
-
-
-def _sync_directory(path: Path) -> None:
-    """A new file's name survives a power failure only then."""
-    if os.name != "posix":
-        return
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

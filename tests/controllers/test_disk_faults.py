@@ -9,16 +9,22 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
+from contextlib import suppress
 
 import pytest
 from devices import FaultyDevice, write_directly
 from dstorage_controllers.disk import Device, DiskController, layout
 from dstorage_controllers.disk import controller as controller_module
 from dstorage_controllers.disk import device as device_module
+from dstorage_controllers.disk.codec import checksum
 from dstorage_controllers.disk.files import Segment, SegmentFiles
 
+import dstorage
 from dstorage import ControllerFull, ControllerStatus, ControllerUnavailable, CorruptData, Locator, Lost
 from dstorage.buffers import fresh_bytes_at
+from dstorage.catalog import Catalog, Changes
+from dstorage.check import check
 from dstorage.controller import ReadRequest, WriteRequest
 from dstorage.errors import ControllerError
 from dstorage.testing import Bench, eventually, payload
@@ -651,6 +657,7 @@ async def test_a_segment_deleted_under_a_reader_does_no_harm(bench, device):
 
 async def test_the_wrong_key_is_told_at_open(tmp_path, monkeypatch):
     key = tmp_path / "key"
+    key.touch(0o600)
     key.write_bytes(bytes(range(32)))
     bench = Bench(DiskController(key_file=key), tmp_path / "own")
     await bench.open()
@@ -675,11 +682,154 @@ async def test_the_wrong_key_is_told_at_open(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"short", b"z" * 64, b"ab" * 33])
 async def test_what_is_no_key_is_refused(tmp_path, content):
     key = tmp_path / "key"
+    key.touch(0o600)
     key.write_bytes(content)
     bench = Bench(DiskController(key_file=key), tmp_path / "own")
     with pytest.raises(ControllerError, match="must hold 32 bytes"):
         await bench.open()
     await bench.controller.close()
+
+
+@pytest.mark.parametrize("content", [b"0123456789abcdef" * 2, b"0123456789ABCDEF" * 2, b"a" * 31 + b"\n"])
+async def test_half_a_key_in_hexadecimal_digits_is_no_key_in_bytes(tmp_path, content):
+    key = tmp_path / "key"
+    key.touch(0o600)
+    key.write_bytes(content)
+    controller = DiskController(key_file=key)
+    with pytest.raises(
+        ControllerError, match=r"3\d hexadecimal digits, and a key has 64; make a key with .*token_hex\(32\)"
+    ):
+        await Bench(controller, tmp_path / "own").open()
+    await controller.close()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files mean nothing there")
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o600, 0o400])
+async def test_a_key_file_that_others_may_use_is_warned_of(tmp_path, mode):
+    key = tmp_path / "my key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(mode)
+    controller = DiskController("vault", key_file=key)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        await Bench(controller, tmp_path / "own").open()
+    await controller.close()
+    if mode & 0o077:
+        (warning,) = told
+        assert warning.category is RuntimeWarning
+        assert f"'vault': others than you may use its key_file {key} (mode {mode:o})" in str(warning.message)
+        assert str(warning.message).endswith(f"chmod 600 '{key}'")
+    else:
+        assert not told
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files mean nothing there")
+async def test_a_key_file_of_somebody_else_is_taken_as_it_is(tmp_path, monkeypatch):
+    key = tmp_path / "key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o640)
+    monkeypatch.setattr(os, "geteuid", lambda: key.stat().st_uid + 1)
+    controller = DiskController(key_file=key)
+    await Bench(controller, tmp_path / "own").open()
+    await controller.close()
+
+
+def forge(directory, id, locator, data):
+    """Put plain bytes in the place of a chunk, as who has no key can; returns what the catalog is to say."""
+    place = layout.unpack(id, locator)
+    data = data[: place.stored].ljust(place.stored, b"!")
+    with (directory / layout.file_name(place.segment)).open("r+b") as file:
+        file.seek(place.first)
+        file.write(data)
+    return layout.pack(place._replace(size=place.stored, flags=0, checksum=checksum(id, 0, data)))
+
+
+def forge_nothing(id):
+    return layout.pack(layout.NOWHERE._replace(checksum=checksum(id, 0, b"")))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("size", [300, 100_000])
+async def test_with_a_key_no_plain_bytes_are_taken_for_a_chunk(tmp_path, monkeypatch, direct, size):
+    write_directly(monkeypatch, 4096)
+    monkeypatch.setenv("DSTORAGE_TEST_KEY", "11" * 32)
+    bench = Bench(DiskController(key_env="DSTORAGE_TEST_KEY", direct=direct), tmp_path / "own")
+    await bench.open()
+    controller = bench.controller
+    places = await bench.put({1: b"a" * size, 2: b"b" * size, 3: b""})
+    assert await bench.get(places) == {1: b"a" * size, 2: b"b" * size, 3: b""}
+    for id, forged in {1: forge(tmp_path / "own", 1, places[1], b"c" * size), 2: forge_nothing(2)}.items():
+        (answer,) = await controller.read([ReadRequest(id, forged)])
+        assert isinstance(answer, CorruptData)
+        assert f"chunk {id}" in str(answer)
+        assert await asyncio.to_thread(controller.read_in_thread, id, forged) is None
+        with suppress(CorruptData):
+            assert controller.read_nowait(id, forged) is None
+    assert await bench.get({2: places[2]}) == {2: b"b" * size}
+    await controller.close()
+
+
+async def test_a_forged_chunk_of_an_encrypted_store_is_lost_and_found_by_a_check(tmp_path, monkeypatch):
+    monkeypatch.setenv("DSTORAGE_TEST_KEY", "11" * 32)
+    options = {"budget": 2**20, "pressure": None}
+    disk = DiskController("disk", key_env="DSTORAGE_TEST_KEY")
+    async with dstorage.open(tmp_path / "s", controllers=[disk], **options) as store:
+        with await store.create(b"pay 1 to Alice " * 20) as handle, await store.create(b"other") as other:
+            id, emptied = handle.id, other.id
+    catalog = Catalog(tmp_path / "s" / "catalog")
+    records = {number: catalog.get(number) for number in (id, emptied)}
+    locators = {
+        id: forge(tmp_path / "s" / "disk", id, records[id].locator, b"pay 9 to Mallory " * 20),
+        emptied: forge_nothing(emptied),
+    }
+    catalog.apply(Changes({n: record._replace(locator=locators[n]) for n, record in records.items()}))
+    catalog.close()
+    async with dstorage.open(tmp_path / "s", **options) as store:
+        with pytest.raises(Lost, match="not encrypted"):
+            async with store.handle(id):
+                pass
+        with pytest.raises(Lost, match="empty chunk"):
+            async with store.handle(emptied):
+                pass
+        assert {problem.id for problem in (await check(store)).problems if problem.kind == "lost"} == {id, emptied}
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("chunk", [b"in the clear" * 100, b""])
+async def test_a_controller_that_wrote_without_a_key_takes_none(tmp_path, monkeypatch, chunk, read_only):
+    monkeypatch.setenv("DSTORAGE_TEST_KEY", "11" * 32)
+    bench = Bench(DiskController(), tmp_path / "own")
+    await bench.open()
+    places = await bench.put({1: chunk})
+    await bench.commit(places)
+    await bench.controller.close()
+    with_key = Bench(DiskController(key_env="DSTORAGE_TEST_KEY"), tmp_path / "own", bench.state)
+    with pytest.raises(ControllerError, match=r"without a key.*register another.*drain 'disk'"):
+        await with_key.open(read_only=read_only)
+    await with_key.controller.close()
+    again = Bench(DiskController(), tmp_path / "own", bench.state)
+    await again.open()
+    assert await again.get(places) == {1: chunk}
+    await again.controller.close()
+
+
+@pytest.mark.parametrize("head", [None, layout.pack_head(layout.NO_KEY)])
+async def test_a_head_that_is_taken_away_or_set_back_opens_nothing_with_the_key(tmp_path, monkeypatch, head):
+    monkeypatch.setenv("DSTORAGE_TEST_KEY", "11" * 32)
+    bench = Bench(DiskController(key_env="DSTORAGE_TEST_KEY"), tmp_path / "own")
+    await bench.open()
+    places = await bench.put({1: b"secret" * 100})
+    await bench.commit(places)
+    await bench.controller.close()
+    state = {key: value for key, value in bench.state.items() if key} | ({} if head is None else {0: head})
+    forged = Bench(DiskController(key_env="DSTORAGE_TEST_KEY"), tmp_path / "own", state)
+    with pytest.raises(ControllerError, match="without a key"):
+        await forged.open()
+    await forged.controller.close()
+    again = Bench(DiskController(key_env="DSTORAGE_TEST_KEY"), tmp_path / "own", bench.state)
+    await again.open()
+    assert await again.get(places) == {1: b"secret" * 100}
+    await again.controller.close()
 
 
 async def test_ciphertext_moved_to_another_place_is_refused(tmp_path, monkeypatch):

@@ -367,14 +367,32 @@ async def test_a_missing_key_is_told_at_open(keys):
             pass
 
 
-async def test_without_a_key_what_is_there_stays_readable_with_one(keys):
+async def test_what_has_chunks_without_a_key_takes_none(keys):
     store = MemoryStore()
     async with opened(store) as bench:
         plain = await bench.put({1: payload(1, 5000)})
         await bench.commit(plain)
-    async with opened(store, state=bench.state, **keys(KEY)) as bench:
-        sealed = await bench.put({2: payload(2, 5000)})
-        assert await bench.get(plain | sealed) == {1: payload(1, 5000), 2: payload(2, 5000)}
+    with pytest.raises(ControllerError, match=r"without a key.*register another.*drain 'internet'"):
+        async with opened(store, state=bench.state, **keys(KEY)):
+            pass
+    async with opened(store, state=bench.state) as bench:
+        assert await bench.get(plain) == {1: payload(1, 5000)}
+
+
+@pytest.mark.parametrize("size", [5000, 200_000])
+async def test_with_a_key_no_plain_bytes_are_taken_for_a_chunk(keys, size):
+    """Written as a controller of the same store without a key would."""
+    store, forger = MemoryStore(), MemoryStore()
+    options = {"pack_bytes": 2**16, "compress": False}
+    async with opened(store, **options, **keys(KEY)) as bench, opened(forger, **options) as forging:
+        whole = await bench.put({1: payload(1, size)})
+        forged = await forging.put({1: payload(3, size)})
+        for name, raw in objects(forger).items():
+            obstore.put(store, name, raw)
+        answers = await bench.get(forged)
+        assert isinstance(answers[1], CorruptData)
+        assert "chunk 1 is not encrypted" in str(answers[1])
+        assert await bench.get(whole) == {1: payload(1, size)}
 
 
 async def test_two_keys_with_one_tag_are_told_apart(keys):

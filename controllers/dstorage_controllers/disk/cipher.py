@@ -31,6 +31,10 @@ class Cipher:
         """16 bytes that tell one key from another and nothing else."""
         return self._encryption.key_check
 
+    def mark(self, id: int) -> int:
+        """32 bits that stand for an empty chunk."""
+        return self._encryption.mark(id)
+
     def encrypt(self, id: int, place: Place, data: Buffer) -> bytes:
         """What to store of a chunk at its place."""
         return self._encryption.encrypt(_region(place), _bound(id, place), data)

@@ -1,7 +1,8 @@
 """From a chunk's bytes to the bytes stored, and back: compression where it pays, encryption, checksum.
 
 * **zstd** where it pays (see `compression`).
-* **AES-256-GCM** over that, with a key (see `cipher`).
+* **AES-256-GCM** over that, with a key (see `cipher`). Locators are not authenticated, so with a key nothing is taken that they say
+  was stored without.
 * **xxh3_64** (low half) over what is stored, seeded with id and flags. It tells damage from a wrong key.
 """
 
@@ -14,7 +15,7 @@ import xxhash
 from dstorage.controller import Buffer
 from dstorage.errors import CorruptData
 from dstorage_controllers.compression import Compression
-from dstorage_controllers.disk.layout import AES, ZSTD, Place
+from dstorage_controllers.disk.layout import AES, NOWHERE, ZSTD, Place
 
 if TYPE_CHECKING:
     from dstorage_controllers.disk.cipher import Cipher
@@ -50,6 +51,8 @@ class Codec:
         self._cipher = cipher
         self.overhead = 0 if cipher is None else cipher.overhead
         """Bytes added to each chunk beyond what compression leaves."""
+        self.takes_plain = cipher is None
+        """Whether stored bytes without flags are the chunk as they are; with a cipher they are nobody's."""
 
     def compress(self, data: memoryview) -> tuple[Buffer, int]:
         """The bytes to keep of a chunk, and the flags that say how; `data` itself where compression does not pay."""
@@ -62,6 +65,12 @@ class Codec:
             place = place._replace(flags=place.flags | AES)
             data = self._cipher.encrypt(id, place, data)
         return data, place._replace(checksum=checksum(id, place.flags, data))
+
+    def nothing(self, id: int) -> Place:
+        """The place of an empty chunk, which is kept nowhere: it has a seal all the same."""
+        if self._cipher is None:
+            return NOWHERE._replace(checksum=checksum(id, 0, b""))
+        return NOWHERE._replace(flags=AES, checksum=self._cipher.mark(id))
 
     def matches(self, id: int, place: Place, stored: Buffer) -> bool:
         """Whether stored bytes pass their checksum."""
@@ -77,6 +86,12 @@ class Codec:
             if self._cipher is None:
                 raise CorruptData(f"chunk {id} is encrypted; give the controller its key (key_file or key_env)", id=id)
             stored = self._cipher.decrypt(id, place, stored)
+        elif self._cipher is not None:
+            raise CorruptData(
+                f"chunk {id} is not encrypted, as all is that this controller wrote: it was forged, or its record is damaged; "
+                "put the store back from a backup",
+                id=id,
+            )
         if place.flags & ZSTD:
             return self._compression.expand(id, place.size, stored)
         if len(stored) != place.size:

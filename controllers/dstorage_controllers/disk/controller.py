@@ -41,7 +41,7 @@ from dstorage.errors import (
 from dstorage.record import MAX_CHUNK_BYTES, Locator
 from dstorage_controllers.disk import layout
 from dstorage_controllers.disk.appender import Appender, Item
-from dstorage_controllers.disk.codec import Codec, checksum
+from dstorage_controllers.disk.codec import Codec
 from dstorage_controllers.disk.device import Device
 from dstorage_controllers.disk.files import Segment, SegmentFiles
 from dstorage_controllers.disk.keys import load_key
@@ -93,7 +93,8 @@ class DiskController(Controller):
         segment_bytes: Size of a segment file, 16 KiB to 1 GiB; None: 256 MiB (64 MiB with `direct`), or a
             sixteenth of the capacity if that is less.
         compress: False, True, or a zstd level 1 to 22. What does not shrink is stored as it is.
-        key_file: File with the AES-256 key to encrypt with (32 bytes, or 64 hexadecimal digits).
+        key_file: File with the AES-256 key to encrypt with (32 bytes, or 64 hexadecimal digits). A controller that has stored anything
+            without a key takes none any more, and one that has a key returns nothing that is not encrypted with it.
         key_env: Environment variable with that key in hexadecimal digits, instead of a file.
         punch: False keeps dead space until compaction, as on systems that cannot punch holes.
         direct: Chunks of 128 KiB and more are written and read past the operating system's page cache. For programs that go
@@ -203,7 +204,7 @@ class DiskController(Controller):
 
         Raises:
             ControllerUnavailable: The directory cannot be read now, or none of the files is there.
-            ControllerError: Wrong key, damaged state, no right to read or write there.
+            ControllerError: Wrong key, or one for what was stored without; damaged state; no right to read or write there.
         """
         own = f"{context.store_uuid}-{context.index}"
         self._directory = context.directory if self._path is None else self._path / own
@@ -239,17 +240,11 @@ class DiskController(Controller):
         key = load_key(self.name, self._key_file, self._key_env)
         cipher = None if key is None else _cipher(self.name, context.store_uuid, key)
         codec = Codec(level=self._level, cipher=cipher)
-        head = layout.pack_head(bytes(16) if cipher is None else cipher.key_check)
+        key_check = layout.NO_KEY if cipher is None else cipher.key_check
         state = dict(context.state)
         self._saved_head = state.pop(0, None)
-        if self._saved_head is not None:
-            written_with = layout.unpack_head(self._saved_head)
-            if written_with != bytes(16) and self._saved_head != head:
-                source = self._key_file or self._key_env
-                problem = "no key was given" if key is None else f"the key in {source} is another one"
-                raise ControllerError(
-                    f"controller {self.name!r} is encrypted and {problem}; pass key_file or key_env with the right key"
-                )
+        if self._saved_head is not None or state:
+            self._check_key(self._saved_head, key_check)
         files = SegmentFiles(self._device, self._directory, read_only=context.read_only, direct=self._direct)
         log = SegmentLog(
             files,
@@ -266,8 +261,25 @@ class DiskController(Controller):
                 self._try_direct(files)
         self._look_at_space()
         appender = Appender(log, codec, segment_bytes=self._segment_bytes)
-        opened = _Open(log, codec, Reader(log, codec), appender, head)
+        opened = _Open(log, codec, Reader(log, codec), appender, layout.pack_head(key_check))
         return opened, missing, self._device.network_type(self._directory)
+
+    def _check_key(self, head: bytes | None, key_check: bytes) -> None:
+        # There is a head wherever there are segments: where it was taken away, it says no more than one that was set back.
+        written_with = layout.NO_KEY if head is None else layout.unpack_head(head)
+        if written_with == key_check:
+            return
+        if written_with == layout.NO_KEY:
+            raise ControllerError(
+                f"controller {self.name!r} has stored chunks without a key: given one now, it could not tell them from forged ones, "
+                f"and they would stay readable to everybody; register another controller with the key, and drain {self.name!r}, "
+                "opened without, to it"
+            )
+        source = self._key_file or self._key_env
+        problem = "no key was given" if source is None else f"the key in {source} is another one"
+        raise ControllerError(
+            f"controller {self.name!r} is encrypted and {problem}; pass key_file or key_env with the right key"
+        )
 
     def _try_direct(self, files: SegmentFiles) -> None:
         try:
@@ -364,7 +376,7 @@ class DiskController(Controller):
                 answers.append(InvalidArgumentError(f"chunk {id} is larger than {MAX_CHUNK_BYTES} bytes"))
                 continue
             # The whole answer for an empty chunk; the others' is put in its place below.
-            answers.append(layout.pack(layout.NOWHERE._replace(checksum=checksum(id, 0, b""))))
+            answers.append(layout.pack(opened.codec.nothing(id)))
             if len(view):
                 packed, flags = opened.codec.compress(view)
                 items.append(Item(id, packed, len(view), flags))

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dstorage.durable import sync_directory, sync_file
 from dstorage.mount import mount_of
 from dstorage_controllers.disk.layout import PAGE
 
@@ -238,25 +239,11 @@ class Device:
 
     def sync(self, fd: int) -> None:
         """Make a file's bytes and length durable."""
-        if sys.platform == "darwin":
-            import fcntl
-
-            # fsync leaves the bytes in the drive's own cache there.
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-        elif hasattr(os, "fdatasync"):
-            os.fdatasync(fd)
-        else:
-            os.fsync(fd)
+        sync_file(fd)
 
     def sync_directory(self, path: Path) -> None:
-        """Make the names in a directory durable (where directories can be opened; elsewhere the system does it)."""
-        if sys.platform == "win32":
-            return
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        """Make the names in a directory durable."""
+        sync_directory(path)
 
     def punch(self, fd: int, offset: int, length: int) -> bool:
         """Give the space of a byte range back to the file system; False where it cannot."""

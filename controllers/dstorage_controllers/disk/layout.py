@@ -7,7 +7,11 @@
 
 `offset` counts bytes from the start of the segment file; `flags` are `ZSTD` and `AES`; `checksum` is the low half of
 xxh3_64 over the stored bytes, seeded with the chunk's id and the flags, so that another chunk's extent fails it. A
-zero-length chunk is kept nowhere: b = 0, and c has the checksum of nothing, so that a record of zeros is none.
+zero-length chunk is kept nowhere: b = 0, and c has the checksum of nothing, so that a record of zeros is none; of a controller with a
+key b has the flag `AES`, and c 32 bits of a keyed hash (BLAKE2b with the key, personalized "dstorage empty") of the store's uuid and the id.
+
+A controller has a key from its first commit on, or never: of one that has, no locator without `AES` is believed. Neither flags nor
+checksum are authenticated, and who can write the catalog would else have forged bytes taken for a chunk.
 
 **Segment file** ``00000007.seg``: a table of `slots` entries of 32 bytes, then, from `slots` * 32 on, the stored bytes
 (extents). Slot 0 describes the file, slot k > 0 the k-th extent written:
@@ -23,7 +27,7 @@ An extent written past the page cache begins on a page, and the next one on the 
 file of a dead segment may become, renamed, that of a new one: what is behind its tail is of old.
 
 **Private state** by segment number: u64 live bytes | u64 tail | u32 next slot | u32 slots, as of the last commit.
-Key 0: u32 format | 16s key check (zeros when nothing was ever encrypted).
+Key 0: u32 format | 16s key check (zeros of a controller without a key), from the first commit on.
 """
 
 from __future__ import annotations
@@ -48,6 +52,9 @@ MAX_SEGMENT_BYTES = 2**30
 
 ZSTD = 1
 AES = 2
+
+NO_KEY = bytes(16)
+"""The key check of a controller without a key."""
 
 MAX_SEGMENT = 2**30 - 1
 
@@ -117,7 +124,7 @@ def unpack(id: int, locator: Locator) -> Place:
     else:
         good = stored <= size + MAX_OVERHEAD
     if size == 0:
-        good = b == 0 and stored == 0
+        good = b in (0, AES << 62) and stored == 0
     elif segment == 0 or stored == 0 or offset < PAGE or size > MAX_CHUNK_BYTES or offset + stored > 2**32:
         good = False
     if not good:

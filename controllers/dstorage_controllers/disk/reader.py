@@ -95,6 +95,7 @@ class Reader:
     def __init__(self, log: SegmentLog, codec: Codec) -> None:
         self._log = log
         self._codec = codec
+        self._takes_plain = codec.takes_plain
         self._device = log.files.device
         self._thread = threading.local()
         self._begun: _Begun | None = None
@@ -144,7 +145,7 @@ class Reader:
             return None
         if not self._codec.matches(id, place, contents):
             return None
-        return self._codec.decode(id, place, contents) if flags else contents
+        return contents if self._takes_plain and not flags else self._codec.decode(id, place, contents)
 
     def read_in_thread(self, id: int, locator: Locator, *, writable: bool) -> bytes | bytearray | None:
         """In any thread: what is in the page cache; None if anything about it is doubtful."""
@@ -292,7 +293,7 @@ class Reader:
             )
 
     def _nothing(self, id: int, place: Place) -> Buffer:
-        if not self._codec.matches(id, place, b""):
+        if place != self._codec.nothing(id):
             raise CorruptData(f"the locator of chunk {id} is not one of an empty chunk", id=id)
         return bytearray()
 

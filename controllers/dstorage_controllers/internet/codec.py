@@ -1,7 +1,8 @@
 """From a chunk's bytes to what lies in the bucket, and back: zstd where it pays, then AES-256-GCM or a checksum.
 
 What a chunk is and where it belongs (store, controller, id, length, object, piece) is bound into the seal: a bucket that
-swaps objects, or gives back one of another time or store, is found out. Several keys can be known at a time, so that keys
+swaps objects, or gives back one of another time or store, is found out. Locators say what is encrypted and are not
+authenticated, so with a key nothing is taken that they say is not. Several keys can be known at a time, so that keys
 can be changed: the first encrypts, all decrypt. Which one it was is told by a tag of 8 bits in the locator and the index
 of packs, and by 16 bytes of check in the controller's private state.
 """
@@ -51,8 +52,8 @@ class Codec:
 
     @property
     def key_checks(self) -> set[bytes]:
-        """Checks of all keys that are known, and of none."""
-        return {NO_KEY, *(cipher.key_check for cipher in self._ciphers)}
+        """Checks of what can be opened."""
+        return {cipher.key_check for cipher in self._ciphers} or {NO_KEY}
 
     def shrink(self, data: memoryview) -> tuple[Buffer, int]:
         """The bytes to seal of a chunk or piece, and `ZSTD` if they were compressed."""
@@ -90,6 +91,12 @@ class Codec:
         data: Buffer
         if flags & AES:
             data = self._decrypt(id, number, bound, tag, sealed)
+        elif self._ciphers:
+            raise CorruptData(
+                f"chunk {id} is not encrypted, as all is that this controller wrote: it was forged, or its record is damaged; "
+                "put the store back from a backup",
+                id=id,
+            )
         else:
             data = sealed[CHECK_BYTES:]
             if xxh3_128_digest(bound + xxh3_128_digest(data)) != sealed[:CHECK_BYTES]:

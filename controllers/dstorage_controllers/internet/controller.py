@@ -35,7 +35,7 @@ from dstorage_controllers.health import Health
 from dstorage_controllers.internet.books import Books
 from dstorage_controllers.internet.bucket import FAILURES, MANNERS, Bucket, NoBucket, Refused, Taken, said
 from dstorage_controllers.internet.cleaning import Cleaning
-from dstorage_controllers.internet.codec import Codec
+from dstorage_controllers.internet.codec import NO_KEY, Codec
 from dstorage_controllers.internet.connecting import connect
 from dstorage_controllers.internet.layout import Layout
 from dstorage_controllers.internet.mark import Mark
@@ -76,7 +76,8 @@ class InternetController(Controller):
         pack_bytes: Chunks are joined to objects of up to this length, and larger ones cut into pieces of it; a power of two
             from 64 KiB to 8 MiB.
         compress: False, True, or a zstd level 1 to 22. What does not shrink is stored as it is.
-        key_file: File with the AES-256 keys (64 hexadecimal digits each, one a line): the first encrypts, all decrypt.
+        key_file: File with the AES-256 keys (64 hexadecimal digits each, one a line): the first encrypts, all decrypt. A controller
+            that has chunks without a key takes none any more, and one that has a key returns nothing that is not encrypted.
         key_env: Environment variable with those keys, separated by blanks, instead of a file.
         connections: Most objects on their way at a time, in and out each; fewer while they do not make it in time.
         timeout: Seconds after which what the bucket has not answered, retries included, counts as unavailable.
@@ -240,6 +241,11 @@ class InternetController(Controller):
         codec = Codec(layout.bound, level=self._level, ciphers=[Encryption(context.store_uuid, key) for key in keys])
         if not books.keys <= codec.key_checks:
             source = self._key_file or self._key_env
+            if keys and NO_KEY in books.keys:
+                raise ControllerError(
+                    f"controller {self.name!r} has stored chunks without a key: given one now, it could not tell them from forged "
+                    f"ones; register another controller with the key, and drain {self.name!r}, opened without, to it"
+                )
             problem = f"{source} does not have all their keys" if keys else "no key was given"
             raise ControllerError(
                 f"chunks of controller {self.name!r} are encrypted and {problem}; keep old keys behind the new one in "
