@@ -209,6 +209,7 @@ class Store:
             uses=self._uses,
             chunks_read=self._chunks_read,
             writeback=self._writeback,
+            report=self._report,
         )
         self.contents = Contents(
             self,
