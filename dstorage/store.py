@@ -753,13 +753,13 @@ class Store:
         return self._index.get(id)
 
     def events(self, *, limit: int = 10000) -> EventStream:
-        """A stream of what happens from now on; it ends with the store.
+        """A stream of what happens from now on; it ends with the store, or when nobody has it any more.
 
         Args:
             limit: Most unread events that are kept; a reader that falls behind loses the oldest, `EventStream.dropped` counts them.
 
         Raises:
-            InvalidArgumentError: `limit` is less than 1.
+            InvalidArgumentError: `limit` is no number of events that could be kept.
         """
         self.check_open()
         return self._events.subscribe(limit)

@@ -363,7 +363,10 @@ class Store:
         return parts()
 
     def events(self, *, limit: int = 10000) -> EventStream:
-        """A stream of what happens from this call on; at most `limit` unread events are kept."""
+        """A stream of what happens from this call on; at most `limit` unread events are kept.
+
+        It ends with the store, or when nobody has it any more.
+        """
         return EventStream(self.loop, self.loop.call_sync(lambda: self.inner.events(limit=limit)))
 
     # -- life ---------------------------------------------------------------------------------------------------------
