@@ -42,6 +42,11 @@ class Mount(NamedTuple):
         return self.kind.startswith(NETWORK_TYPES)
 
     @property
+    def mandatory_locks(self) -> bool:
+        """Whether a lock keeps all from reading and writing but the descriptor that holds it: flock(2), "CIFS details"."""
+        return self.kind.startswith(("cifs", "smb"))
+
+    @property
     def local_locks(self) -> str | None:
         """What keeps locks to this machine, though others see the same files; None where nothing is known to."""
         if self.kind == "fuse.sshfs":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import warnings
@@ -66,18 +67,24 @@ class Opening:
                     raise NotAStoreError(f"{path} is no directory: name another place for the store")
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 lock = StoreLock(path / "lock")
-            try:
+            with contextlib.ExitStack() as undo:
+                data = path / "catalog" / "data.mdb"
+                if lock is not None:
+                    undo.callback(lock.release)
+                    lock.keep(data)
                 catalog = Catalog(
-                    path / "catalog",
+                    data.parent,
                     read_only=options.read_only,
                     create=self._create,
                     most_known=worth_knowing(options.budget),
                 )
-                return catalog, mount_of(path)
-            except BaseException:
+                undo.callback(catalog.close)
                 if lock is not None:
-                    lock.release()
-                raise
+                    # One that was made just now.
+                    lock.keep(data)
+                mount = mount_of(path)
+                undo.pop_all()
+                return catalog, mount
 
         catalog, mount = await asyncio.to_thread(open_files)
         debug = asyncio.get_running_loop().get_debug() or sys.flags.dev_mode

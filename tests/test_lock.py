@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import importlib.util
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -100,6 +102,52 @@ def test_what_somebody_wrote_into_the_file_is_no_holder(tmp_path, text):
     with pytest.raises(StoreLocked, match=r"being written by (another process|process \d+):"):
         lock.StoreLock(tmp_path / "lock")
     held.release()
+
+
+WRITER = """
+import asyncio, dstorage, sys
+
+async def main():
+    try:
+        async with dstorage.open(sys.argv[1], budget="1M", pressure=False):
+            print("opened")
+    except dstorage.StoreLocked as error:
+        print(error)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("new", [True, False])
+async def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path, new):
+    """As people do with locks that they take for stale."""
+    if not new:
+        await (await dstorage.open(tmp_path, pressure=None)).close()
+    async with dstorage.open(tmp_path, pressure=None) as store:
+        for _ in range(2):
+            (tmp_path / "lock").unlink()
+            with pytest.raises(StoreLocked, match="by another process, whose lock file was removed: close it there"):
+                await dstorage.open(tmp_path, pressure=None)
+            (tmp_path / "lock").unlink()
+            told = await asyncio.to_thread(
+                subprocess.run, [sys.executable, "-c", WRITER, tmp_path], capture_output=True, text=True, timeout=60
+            )
+            assert "whose lock file was removed" in told.stdout, told
+            with await store.create(b"mine") as handle:
+                await store.commit()
+                assert await handle == b"mine"
+            async with dstorage.open(tmp_path, pressure=None, read_only=True) as reader:
+                assert reader.stats().chunks == store.stats().chunks
+    async with dstorage.open(tmp_path, pressure=None) as store:
+        assert store.stats().chunks == 2
+
+
+async def test_over_smb_where_a_lock_keeps_lmdb_from_reading_the_catalog_is_not_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "mount_of", lambda path: Mount("smb3", frozenset({"rw"})))
+    for _ in range(2):
+        async with dstorage.open(tmp_path, pressure=None), asyncio.timeout(60):
+            with (tmp_path / "catalog" / "data.mdb").open("r+b") as data:
+                fcntl.flock(data, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_file_that_cannot_be_read_while_it_is_locked_names_nobody(tmp_path, monkeypatch):
