@@ -92,8 +92,8 @@ class Opening:
         try:
             if mount is not None and mount.network:
                 warnings.warn(
-                    f"the store at {path} is on a network file system ({mount.kind}): its catalog must be open on one machine at a "
-                    "time, also for reading; prefer a local disk",
+                    f"the store at {path} is on {mount.what}: its catalog must be open on one machine at a time, also for reading; prefer "
+                    "a local disk",
                     RuntimeWarning,
                     stacklevel=2,
                 )

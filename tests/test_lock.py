@@ -53,6 +53,52 @@ def test_a_mount_tells_whether_others_see_it_and_honour_its_locks(path, kind, ne
     assert (mount.kind, mount.network, mount.local_locks) == (kind, network, local)
 
 
+NETWORK = (
+    "fuse.ceph-fuse fuse.ceph fuse.glusterfs fuse.juicefs fuse.vmhgfs-fuse gpfs ocfs2 gfs2 virtiofs vboxsf 9p ceph afs"
+)
+NO_LOCKS = (
+    "fuse.sshfs fuse.rclone fuse.s3fs fuse.gcsfuse fuse.davfs fuse.smbnetfs fuse.curlftpfs pvfs2 orangefs davfs coda"
+)
+UNKNOWN = "fuse fuse.anybodys"
+LOCAL = "ext4 fuseblk fuse.ntfs-3g fuse.mergerfs fuse.encfs fuse.gocryptfs fuse.bindfs fuse.fuse-overlayfs fuse.unionfs tmpfs overlay"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "network", "refused", "words"),
+    [
+        (NETWORK, True, False, "a network file system"),
+        (NO_LOCKS, True, True, "a network file system"),
+        (UNKNOWN, True, False, "what may be a network file system"),
+        (LOCAL, False, False, None),
+    ],
+)
+def test_each_type_is_local_or_warned_of_or_refused(kinds, network, refused, words):
+    for kind in kinds.split():
+        mount = Mount(kind, frozenset({"rw"}))
+        assert (mount.network, mount.local_locks is not None) == (network, refused), kind
+        if words is not None:
+            assert mount.what == f"{words} ({kind})"
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [("ocfs2", "localflocks"), ("gfs2", "localflocks"), ("afs", "flock=local"), ("smb3", "nobrl")]
+)
+def test_an_option_that_keeps_locks_to_one_machine_is_refused(kind, option):
+    assert Mount(kind, frozenset({"rw", option})).local_locks == f"{kind}, {option}"
+
+
+def test_beegfs_is_taken_where_its_settings_make_locks_hold_everywhere(tmp_path):
+    settings = tmp_path / "beegfs-client.conf"
+    mount = Mount("beegfs", frozenset({"rw", f"cfgFile={settings}"}))
+    told = "beegfs without tuneUseGlobalFileLocks"
+    assert mount.local_locks == told
+    for value, locks in (("false", told), ("true", None)):
+        settings.write_text(f"# tuneUseGlobalFileLocks = true\nlogLevel = 3\ntuneUseGlobalFileLocks        = {value}\n")
+        assert mount.local_locks == locks
+    assert mount.network
+    assert Mount("beegfs", frozenset({"rw"})).local_locks == told
+
+
 def test_where_the_system_says_nothing_nothing_is_known():
     assert find_mount(["nonsense"], Path("/home")) is None
 
@@ -145,7 +191,7 @@ async def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path, new):
 async def test_over_smb_where_a_lock_keeps_lmdb_from_reading_the_catalog_is_not_locked(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "mount_of", lambda path: Mount("smb3", frozenset({"rw"})))
     for _ in range(2):
-        async with dstorage.open(tmp_path, pressure=None), asyncio.timeout(60):
+        async with dstorage.open(tmp_path, pressure=None):
             with (tmp_path / "catalog" / "data.mdb").open("r+b") as data:
                 fcntl.flock(data, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
