@@ -226,6 +226,7 @@ class Store:
         self._namespaces = Namespaces(
             catalog,
             self._committer,
+            self.spawn,
             self.contents,
             self._index,
             share_out=lambda: self._memory.share_out(options.policy, self._handles.values()),
@@ -446,6 +447,9 @@ class Store:
 
     async def namespace(self, name: str, *, share: float | None = None) -> Namespace:
         """The namespace called `name`: a group of chunks with a share of the budget of its own; made if there is none.
+
+        It can be neither removed nor renamed. One that is done with gets ``share=0``, and its chunks are deleted
+        (`Namespace.ids`); its name stays in the list and costs nothing.
 
         Args:
             name: 1 to 255 bytes of UTF-8.
@@ -773,6 +777,7 @@ class Store:
         await self._loader.start(controllers or ())
         options = self.options
         self._loader.warn_of_unknown(options.tiers)
+        self._namespaces.warn_of_overdraft()
         if options.commit_interval is not None and not options.read_only:
             self.spawn(self._commit_now_and_then(options.commit_interval))
         if not options.read_only:
