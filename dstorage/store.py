@@ -339,11 +339,12 @@ class Store:
 
         Returns:
             Handles of the first at most `n` that were resolved, in the order they came, each with a reference that is
-            the caller's to release. Fewer when the time is over, or when the others are lost, deleted or, without a `timeout`,
-            unavailable. What has not come goes on arriving in memory as room allows.
+            the caller's to release. Fewer when the time is over, when memory has no room for more beside what is referenced, these
+            handles included, or when the others are lost, deleted or, without a `timeout`, unavailable. Which of these it is, awaiting
+            the handle of one that is missing raises. What has not come goes on arriving in memory as room allows.
 
         Raises:
-            InvalidArgumentError: `n` is not in 0 .. the number of different `ids`.
+            InvalidArgumentError: One of `ids` is none, or `n` is not in 0 .. the number of different `ids`.
         """
         return self._bulk.first(ids, n, timeout)
 
