@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING
 
+from dstorage.arguments import checked_count
 from dstorage.errors import InvalidArgumentError, TooManyHandles
 from dstorage.handle import Handle, Status
 from dstorage.index import Index
@@ -99,7 +100,7 @@ class Bulk:
                     and len(asked) < MAX_ASKED
                 ):
                     try:
-                        handle = self._store.handle(id)
+                        handle = self._store.handle(checked_id(id))
                     except TooManyHandles:
                         if not asked:
                             raise
@@ -163,7 +164,8 @@ class Bulk:
         """Handles of all `ids`, or of none."""
         handles: list[Handle] = []
         try:
-            handles.extend(map(self._store.handle, ids))
+            # Checked here: what equals an id, as 1.0 does, is found in the table of handles.
+            handles.extend(self._store.handle(checked_id(id)) for id in ids)
         except BaseException:
             for handle in handles:
                 handle.release()
@@ -181,17 +183,21 @@ class Bulk:
 
         Returns:
             Handles of the first at most `n` that were resolved, in the order they came, each with a reference that is
-            the caller's to release. Fewer when the time is over, or when the others are lost, deleted or, without a `timeout`,
-            unavailable. What has not come goes on arriving in memory as room allows.
+            the caller's to release. Fewer when the time is over, when memory has no room for more beside what is referenced, these
+            handles included, or when the others are lost, deleted or, without a `timeout`, unavailable. Which of these it is, awaiting
+            the handle of one that is missing raises. What has not come goes on arriving in memory as room allows.
 
         Raises:
-            InvalidArgumentError: `n` is not in 0 .. the number of different `ids`.
+            InvalidArgumentError: One of `ids` is none, or `n` is not in 0 .. the number of different `ids`.
         """
         check_wait(timeout, "timeout")
-        wanted = dict.fromkeys(ids)
-        enough = len(wanted) if n is None else n
-        if isinstance(enough, bool) or not isinstance(enough, int) or not 0 <= enough <= len(wanted):
-            raise InvalidArgumentError(f"n={n!r}: wait for 0 to {len(wanted)} of {len(wanted)} different chunks")
+        wanted = dict.fromkeys(map(checked_id, ids))
+        count = len(wanted)
+        enough = (
+            count
+            if n is None
+            else checked_count("n", n, lambda n: 0 <= n <= count, f"0 to {count}: there are {count} different chunks")
+        )
         handles = self._handles(wanted)
         came: list[Handle] = []
         done = asyncio.get_running_loop().create_future()

@@ -7,12 +7,15 @@ says how many; it never slows the store.
 from __future__ import annotations
 
 import asyncio
+import sys
+import weakref
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
-from dstorage.errors import InvalidArgumentError
+from dstorage.arguments import checked_count
 
 Kind = Literal[
     "created",
@@ -52,7 +55,8 @@ class Event:
 class EventStream:
     """An asynchronous iterator over events from the moment it was made; use it as a context manager or `close` it.
 
-    It ends with the store. Where several tasks read one stream, each event goes to one of them.
+    It ends with the store, or when nobody has it any more, as after a `break` out of ``async for event in store.events()``. Where
+    several tasks read one stream, each event goes to one of them.
     """
 
     def __init__(self, events: Events, limit: int) -> None:
@@ -79,7 +83,12 @@ class EventStream:
             if self._closed:
                 raise StopAsyncIteration
             self._changed.clear()
-            await self._changed.wait()
+            # The task that waits may be known to nobody but what it waits for.
+            self._events.awaited.append(self)
+            try:
+                await self._changed.wait()
+            finally:
+                self._events.awaited.remove(self)
         return event
 
     def take(self) -> Event | None:
@@ -92,8 +101,7 @@ class EventStream:
     def close(self) -> None:
         """Get no more events; an iteration under way ends after what has arrived."""
         self._closed = True
-        if self in self._events.streams:
-            self._events.streams.remove(self)
+        self._events.forget(self)
         self._changed.set()
 
     def __enter__(self) -> Self:
@@ -104,30 +112,46 @@ class EventStream:
 
 
 class Events:
-    """Those who listen."""
+    """Those who listen.
+
+    Attributes:
+        streams: Weakly, so that one that was left without being closed neither keeps events nor costs anything.
+        awaited: Streams that a task waits for, as often as one does.
+    """
 
     def __init__(self) -> None:
-        self.streams: list[EventStream] = []
+        self.streams: list[weakref.ref[EventStream]] = []
+        self.awaited: list[EventStream] = []
 
     def subscribe(self, limit: int) -> EventStream:
         """A new stream that holds at most `limit` unread events.
 
         Raises:
-            InvalidArgumentError: `limit` is less than 1.
+            InvalidArgumentError: `limit` is no number of events that could be kept.
         """
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-            raise InvalidArgumentError(f"limit={limit!r}: give how many unread events to keep, at least 1")
+        limit = checked_count(
+            "limit", limit, lambda limit: 1 <= limit <= sys.maxsize, "how many unread events to keep, at least 1"
+        )
         stream = EventStream(self, limit)
-        self.streams.append(stream)
+        self.streams.append(weakref.ref(stream, self.streams.remove))
         return stream
+
+    def forget(self, stream: EventStream) -> None:
+        """A stream takes no more; a second call does nothing."""
+        with suppress(ValueError):
+            self.streams.remove(weakref.ref(stream))
 
     def emit(self, kind: Kind, id: int = 0, detail: str = "") -> None:
         """Tell everybody; test `streams` first."""
         event = Event(kind, id, detail)
-        for stream in self.streams:
+        for stream in self._living():
             stream.put(event)
 
     def close(self) -> None:
         """End all streams."""
-        for stream in list(self.streams):
+        for stream in self._living():
             stream.close()
+
+    def _living(self) -> list[EventStream]:
+        # Of a copy: any thread may let go of a stream meanwhile.
+        return [stream for known in tuple(self.streams) if (stream := known()) is not None]

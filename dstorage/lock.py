@@ -1,4 +1,7 @@
-"""One writer per store: an advisory lock on a file that names the holder's process and machine.
+"""One writer per store: an advisory lock on a file that names the holder's process and machine, and on the catalog.
+
+The file of the lock is never stale, and nobody need remove it. Whoever does all the same takes no lock away: `StoreLock.keep`
+locks the catalog's data as well, which nobody removes who wants to keep the store.
 
 `flock` is dropped by the operating system when the process ends, however it ends, and works over NFS (Linux turns it into a
 byte-range lock there). Where the file system refuses locks, or is mounted so that they hold for one machine alone, so does
@@ -41,12 +44,41 @@ class StoreLock:
     """
 
     def __init__(self, path: Path) -> None:
+        self._data_fd = -1
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
         try:
             self._take(path)
         except BaseException:
             self.release()
             raise
+
+    def keep(self, data: Path) -> None:
+        """Lock the catalog's data as well, if there is any; a second call does nothing.
+
+        LMDB takes no locks on it that this one could meet: its own are on the file beside it. Over SMB that lock would keep LMDB from
+        reading; there the lock file is all there is.
+
+        Raises:
+            StoreLocked: Another process (or this one) holds it, and the file of its lock was removed.
+            OSError: It cannot be opened for writing.
+        """
+        # Windows removes no file that is open, and its locks keep others from reading, too.
+        if sys.platform == "win32" or self._data_fd >= 0:
+            return
+        mount = mount_of(data)
+        if mount is not None and mount.mandatory_locks:
+            return
+        try:
+            self._data_fd = os.open(data, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            return
+        try:
+            _lock(self._data_fd)
+        except (BlockingIOError, PermissionError) as error:
+            raise StoreLocked(
+                f"{data.parent.parent} is being written by another process, whose lock file was removed: close it there, or open it "
+                "here with read_only=True"
+            ) from error
 
     def _take(self, path: Path) -> None:
         mount = mount_of(path)
@@ -87,9 +119,10 @@ class StoreLock:
 
     def release(self) -> None:
         """Let others write."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._data_fd, self._fd):
+            if fd >= 0:
+                os.close(fd)
+        self._data_fd = self._fd = -1
 
     def forget(self) -> None:
         """In a forked child: close the copy; the parent keeps the lock."""

@@ -1,6 +1,6 @@
 """Namespaces: groups of chunks with a share of the memory budget of their own.
 
-A namespace is asked for by name and is there for good, as its number is in the ids of its chunks. Its share is what it can always
+A namespace is asked for by name and is there for good, name and all, as its number is in the ids of its chunks. Its share is what it can always
 fill, however busy the rest of the store is; what nobody uses, everybody may (see `dstorage.paging.shares`).
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import numbers
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,14 @@ from dstorage.errors import InvalidArgumentError
 from dstorage.handle import Handle
 from dstorage.index import Index
 from dstorage.paging.shares import Shares
-from dstorage.record import MAX_NAMESPACES, NAMESPACE_SHIFT, namespace_of
+from dstorage.record import MAX_NAMESPACES, NAMESPACE_SHIFT, checked_id, namespace_of
 
 if TYPE_CHECKING:
     from dstorage.contents import Contents
 
 MAX_NAME_BYTES = 255
+ROUNDING = 1e-9
+"""By so much shares may add up to more than 1."""
 
 
 class Namespace:
@@ -60,9 +63,12 @@ class Namespace:
         """Ids of its chunks that have been written, ascending; those only in memory yet come with the next commit."""
         return self._index.ids(self.number << NAMESPACE_SHIFT, (self.number + 1) << NAMESPACE_SHIFT)
 
-    def __contains__(self, id: int) -> bool:
-        """Whether an id belongs to this namespace (the chunk may be gone)."""
-        return namespace_of(id) == self.number
+    def __contains__(self, id: object) -> bool:
+        """Whether an id belongs to this namespace (the chunk may be gone); what is no id does not."""
+        try:
+            return namespace_of(checked_id(id)) == self.number
+        except InvalidArgumentError:
+            return False
 
     @property
     def share(self) -> float:
@@ -84,6 +90,7 @@ class Namespaces:
     Args:
         catalog: Keeps the list.
         committer: Runs what writes to the catalog.
+        spawn: Starts a task that the store owns.
         contents: Makes chunks.
         index: Knows them.
         share_out: Makes memory keep shares, from the first namespace on.
@@ -93,34 +100,57 @@ class Namespaces:
         self,
         catalog: Catalog,
         committer: Committer,
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
         contents: Contents,
         index: Index,
         share_out: Callable[[], Shares],
     ) -> None:
         self._catalog = catalog
         self._committer = committer
+        self._spawn = spawn
         self._contents = contents
         self._index = index
         self._share_out = share_out
         self._shares: Shares | None = None
         self._changing = asyncio.Lock()
         self.by_name: dict[str, Namespace] = {}
-        for number, entry in catalog.namespaces().items():
-            self._add(entry["name"], number, entry["share"])
+        listed = catalog.namespaces()
+        self._stored: float = sum(entry["share"] for entry in listed.values())
+        """What the shares that were stored add up to; more than 1 does not fit, and smaller ones are in force."""
+        for number, entry in listed.items():
+            self._add(entry["name"], number, entry["share"] / self._stored if self._overdrawn else entry["share"])
 
-    def _add(self, name: str, number: int, share: float) -> Namespace:
+    @property
+    def _overdrawn(self) -> bool:
+        return self._stored > 1 + ROUNDING
+
+    def warn_of_overdraft(self) -> None:
+        """Tell of stored shares that do not fit, as they were left by versions that could be cancelled half-way."""
+        if self._overdrawn:
+            warnings.warn(
+                f"the shares of the namespaces in {self._catalog.path.parent} add up to {self._stored:.3g}, and 1 is all there is: each is "
+                "taken for less, so that they fit; set them anew by store.namespace(name, share=...)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _add(self, name: str, number: int, share: float) -> None:
         shares = self._shares_kept()
         shares.set_share(number, share)
-        namespace = self.by_name[name] = Namespace(name, number, self._contents, self._index, shares)
-        return namespace
+        self.by_name[name] = Namespace(name, number, self._contents, self._index, shares)
 
     async def get(self, name: str, share: float | None) -> Namespace:
         """See `Store.namespace`."""
         self._check_name(name)
+        # Whoever stops waiting, it comes to its end: what is stored is in force.
+        await asyncio.shield(self._spawn(self._set(name, share)))
+        return self.by_name[name]
+
+    async def _set(self, name: str, share: float | None) -> None:
         async with self._changing:
             known = self.by_name.get(name)
-            if known is not None and share in (None, known.share):
-                return known
+            if known is not None and (share is None or (share == known.share and not self._overdrawn)):
+                return
             if known is None and len(self.by_name) >= MAX_NAMESPACES:
                 raise InvalidArgumentError(f"this store has {MAX_NAMESPACES} namespaces already, the most there can be")
             wanted = self._checked_share(name, share or 0.0, known.share if known is not None else 0.0)
@@ -128,9 +158,9 @@ class Namespaces:
             # Durable before the first chunk has its number: a number is never given to another name.
             await self._committer.exclusively(lambda: self._catalog.put_namespace(number, name=name, share=wanted))
             if known is None:
-                return self._add(name, number, wanted)
-            self._shares_kept().set_share(number, wanted)
-            return known
+                self._add(name, number, wanted)
+            else:
+                self._shares_kept().set_share(number, wanted)
 
     def _shares_kept(self) -> Shares:
         if self._shares is None:
@@ -150,7 +180,7 @@ class Namespaces:
 
     def _checked_share(self, name: str, share: float, present: float) -> float:
         free = present + (self._shares.unclaimed if self._shares is not None else 1.0)
-        if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 <= share <= free + 1e-9:
+        if not isinstance(share, numbers.Real) or isinstance(share, bool) or not 0 <= share <= free + ROUNDING:
             raise InvalidArgumentError(
                 f"share={share!r} for namespace {name!r}: give 0 to {free:.3g}, which is what the others leave"
             )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+from dstorage.arguments import check_number, checked_count
 from dstorage.catalog import Catalog
 from dstorage.controller import Controller
 from dstorage.errors import InvalidArgumentError, NotAStoreError, ReadOnlyError
@@ -25,6 +27,8 @@ from dstorage.registry import load_plugin
 from dstorage.store import Options, Store
 from dstorage.tier import TierRule
 from dstorage.tiering import TieringRules
+
+T = TypeVar("T")
 
 
 class Opening:
@@ -63,18 +67,24 @@ class Opening:
                     raise NotAStoreError(f"{path} is no directory: name another place for the store")
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 lock = StoreLock(path / "lock")
-            try:
+            with contextlib.ExitStack() as undo:
+                data = path / "catalog" / "data.mdb"
+                if lock is not None:
+                    undo.callback(lock.release)
+                    lock.keep(data)
                 catalog = Catalog(
-                    path / "catalog",
+                    data.parent,
                     read_only=options.read_only,
                     create=self._create,
                     most_known=worth_knowing(options.budget),
                 )
-                return catalog, mount_of(path)
-            except BaseException:
+                undo.callback(catalog.close)
                 if lock is not None:
-                    lock.release()
-                raise
+                    # One that was made just now.
+                    lock.keep(data)
+                mount = mount_of(path)
+                undo.pop_all()
+                return catalog, mount
 
         catalog, mount = await asyncio.to_thread(open_files)
         debug = asyncio.get_running_loop().get_debug() or sys.flags.dev_mode
@@ -82,8 +92,8 @@ class Opening:
         try:
             if mount is not None and mount.network:
                 warnings.warn(
-                    f"the store at {path} is on a network file system ({mount.kind}): its catalog must be open on one machine at a "
-                    "time, also for reading; prefer a local disk",
+                    f"the store at {path} is on {mount.what}: its catalog must be open on one machine at a time, also for reading; prefer "
+                    "a local disk",
                     RuntimeWarning,
                     stacklevel=2,
                 )
@@ -146,29 +156,58 @@ def open(
         StoreLocked: Another process writes it.
         VersionError: A newer dstorage wrote it.
         NotAStoreError: There is none, and `create` is False or `read_only` is True; or something else is at `path`.
-        InvalidArgumentError: An argument is out of range.
+        InvalidArgumentError: An argument is of another kind, or out of range.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidArgumentError(f"path={path!r:.100}: give the directory of the store")
     size = parse_bytes(budget)
-    if not 0 < dirty_share <= 1:
-        raise InvalidArgumentError(f"dirty_share={dirty_share}: give a share of the budget, 0 < share <= 1")
-    if commit_interval is not None and commit_interval <= 0:
-        raise InvalidArgumentError(f"commit_interval={commit_interval}: give seconds > 0, or None")
-    for name, limit in (("max_handles", max_handles), ("max_cached", max_cached)):
-        if limit is not None and limit < 1:
-            raise InvalidArgumentError(f"{name}={limit}: give at least 1, or None")
+    check_number("dirty_share", dirty_share, lambda share: 0 < share <= 1, "a share of the budget, 0 < share <= 1")
+    if commit_interval is not None:
+        check_number("commit_interval", commit_interval, lambda interval: interval > 0, "seconds > 0, or None")
+    if controllers is not None:
+        controllers = _all_of("controllers", controllers, Controller)
+    if tiers is None:
+        tiers = {}
+    elif not isinstance(tiers, Mapping):
+        raise InvalidArgumentError(f"tiers={tiers!r:.100}: give a dict, name of a controller -> TierRule")
+    _all_of("tiers", tiers.values(), TierRule)
+    if policy is not None and not isinstance(policy, str) and not callable(policy):
+        raise InvalidArgumentError(f"policy={policy!r:.100}: give a name, or what makes one, given a capacity in bytes")
     if read_only and controllers:
         raise ReadOnlyError("a store opened with read_only=True takes no new controllers: it opens those it lists")
-    monitor = PressureMonitor() if pressure is True else pressure or None
     options = Options(
         budget=size,
         policy=policy_maker(policy),
         dirty_share=dirty_share,
         commit_interval=commit_interval,
-        max_handles=max_handles,
-        max_cached=max_cached,
+        max_handles=_limit("max_handles", max_handles),
+        max_cached=_limit("max_cached", max_cached),
         read_only=read_only,
-        pressure=monitor,
-        tiering=TieringRules() if tiering is True else tiering or None,
-        tiers=dict(tiers or {}),
+        pressure=_choice("pressure", pressure, PressureMonitor),
+        tiering=_choice("tiering", tiering, TieringRules),
+        tiers=dict(tiers),
     )
     return Opening(Path(path), options, controllers, create)
+
+
+def _limit(name: str, value: int | None) -> int | None:
+    return None if value is None else checked_count(name, value, lambda limit: limit >= 1, "at least 1, or None")
+
+
+def _choice(name: str, value: T | bool | None, kind: type[T]) -> T | None:
+    """What `value` stands for: True for the default of its kind, False and None for nothing."""
+    if value is True:
+        return kind()
+    if value is False or value is None:
+        return None
+    if not isinstance(value, kind):
+        raise InvalidArgumentError(f"{name}={value!r:.100}: give True, False, or a {kind.__name__}")
+    return value
+
+
+def _all_of(name: str, values: Iterable[T], kind: type) -> list[T]:
+    """`values`, if they are all of one kind."""
+    found = list(values) if isinstance(values, Iterable) else None
+    if found is None or not all(isinstance(value, kind) for value in found):
+        raise InvalidArgumentError(f"{name}={found or values!r:.100}: give objects of {kind.__name__}")
+    return found

@@ -37,7 +37,8 @@ def checked_id(id: object) -> int:
         InvalidArgumentError: It is none, or not in 1 .. 2**64-1.
     """
     try:
-        number = operator.index(id)  # type: ignore[arg-type]  # what is no integer is refused here
+        # True equals 1, but nobody means that chunk by it.
+        number = 0 if isinstance(id, bool) else operator.index(id)  # type: ignore[arg-type]  # no integer: refused here
     except TypeError:
         number = 0
     if not 0 < number <= MAX_ID:

@@ -209,6 +209,7 @@ class Store:
             uses=self._uses,
             chunks_read=self._chunks_read,
             writeback=self._writeback,
+            report=self._report,
         )
         self.contents = Contents(
             self,
@@ -225,6 +226,7 @@ class Store:
         self._namespaces = Namespaces(
             catalog,
             self._committer,
+            self.spawn,
             self.contents,
             self._index,
             share_out=lambda: self._memory.share_out(options.policy, self._handles.values()),
@@ -337,11 +339,12 @@ class Store:
 
         Returns:
             Handles of the first at most `n` that were resolved, in the order they came, each with a reference that is
-            the caller's to release. Fewer when the time is over, or when the others are lost, deleted or, without a `timeout`,
-            unavailable. What has not come goes on arriving in memory as room allows.
+            the caller's to release. Fewer when the time is over, when memory has no room for more beside what is referenced, these
+            handles included, or when the others are lost, deleted or, without a `timeout`, unavailable. Which of these it is, awaiting
+            the handle of one that is missing raises. What has not come goes on arriving in memory as room allows.
 
         Raises:
-            InvalidArgumentError: `n` is not in 0 .. the number of different `ids`.
+            InvalidArgumentError: One of `ids` is none, or `n` is not in 0 .. the number of different `ids`.
         """
         return self._bulk.first(ids, n, timeout)
 
@@ -445,6 +448,9 @@ class Store:
 
     async def namespace(self, name: str, *, share: float | None = None) -> Namespace:
         """The namespace called `name`: a group of chunks with a share of the budget of its own; made if there is none.
+
+        It can be neither removed nor renamed. One that is done with gets ``share=0``, and its chunks are deleted
+        (`Namespace.ids`); its name stays in the list and costs nothing.
 
         Args:
             name: 1 to 255 bytes of UTF-8.
@@ -753,13 +759,13 @@ class Store:
         return self._index.get(id)
 
     def events(self, *, limit: int = 10000) -> EventStream:
-        """A stream of what happens from now on; it ends with the store.
+        """A stream of what happens from now on; it ends with the store, or when nobody has it any more.
 
         Args:
             limit: Most unread events that are kept; a reader that falls behind loses the oldest, `EventStream.dropped` counts them.
 
         Raises:
-            InvalidArgumentError: `limit` is less than 1.
+            InvalidArgumentError: `limit` is no number of events that could be kept.
         """
         self.check_open()
         return self._events.subscribe(limit)
@@ -773,6 +779,7 @@ class Store:
         await self._loader.start(controllers or ())
         options = self.options
         self._loader.warn_of_unknown(options.tiers)
+        self._namespaces.warn_of_overdraft()
         if options.commit_interval is not None and not options.read_only:
             self.spawn(self._commit_now_and_then(options.commit_interval))
         if not options.read_only:

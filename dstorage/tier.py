@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 
+from dstorage.arguments import check_number
 from dstorage.errors import InvalidArgumentError
 
 MAX_COPIES = 8
@@ -17,8 +19,9 @@ class TierRule:
 
     Attributes:
         admit_reads: A chunk that lives on a slower controller is copied up to this one only after it was paged in so many
-            times. So what is read once is never written here.
-        min_age: Seconds that a chunk must have been left alone before it moves down from here to make room.
+            times. So what is read once is never written here. `math.inf`: nothing is copied up.
+        min_age: Seconds that a chunk must have been left alone before it moves down from here to make room. `math.inf`: nothing moves
+            down.
         high: Share of the capacity (0 to 1) above which the coldest chunks move down, and nothing moves up.
         low: Share down to which they do.
         capacity: Bytes that `high` and `low` are shares of; None: what the controller says it has. With less than that, the
@@ -32,10 +35,10 @@ class TierRule:
             of the budget waits. None: no limit.
 
     Raises:
-        InvalidArgumentError: A value is out of range.
+        InvalidArgumentError: A value is no number, or out of range.
     """
 
-    admit_reads: int = 2
+    admit_reads: float = 2
     min_age: float = 0.0
     high: float = 0.9
     low: float = 0.8
@@ -45,18 +48,21 @@ class TierRule:
     copy_later: bool = False
 
     def __post_init__(self) -> None:
-        if self.admit_reads < 1:
-            raise InvalidArgumentError(f"admit_reads={self.admit_reads}: give at least 1")
-        if not self.min_age >= 0:
-            raise InvalidArgumentError(f"min_age={self.min_age}: give seconds, 0 or more")
-        if not 0 < self.low <= self.high <= 1:
-            raise InvalidArgumentError(f"low={self.low}, high={self.high}: give shares, 0 < low <= high <= 1")
-        if self.capacity is not None and self.capacity < 1:
-            raise InvalidArgumentError(f"capacity={self.capacity}: give at least 1 byte, or None")
-        if self.write_rate is not None and self.write_rate < 1:
-            raise InvalidArgumentError(f"write_rate={self.write_rate}: give at least 1 byte per second, or None")
+        check_number("admit_reads", self.admit_reads, lambda reads: reads >= 1, "at least 1")
+        check_number("min_age", self.min_age, lambda age: age >= 0, "seconds, 0 or more")
+        check_number("high", self.high, lambda high: 0 < high <= 1, "a share, 0 < high <= 1")
+        check_number("low", self.low, lambda low: 0 < low <= self.high, f"a share, 0 < low <= high ({self.high})")
+        for name, value, unit in (
+            ("capacity", self.capacity, "byte"),
+            ("write_rate", self.write_rate, "byte per second"),
+        ):
+            if value is not None:
+                check_number(
+                    name, value, lambda value: 1 <= value < math.inf, f"at least 1 {unit}, or None for no limit"
+                )
         if (
-            isinstance(self.copy_to, str)
+            not isinstance(self.copy_to, tuple | list)
+            or not all(isinstance(name, str) for name in self.copy_to)
             or len(set(self.copy_to)) != len(self.copy_to)
             or len(self.copy_to) > MAX_COPIES
         ):

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice, pairwise
 
+from dstorage.arguments import check_number
 from dstorage.controller import ControllerStatus
-from dstorage.errors import DStorageError, InvalidArgumentError
+from dstorage.errors import DStorageError
 from dstorage.index import Index
 from dstorage.mover import Mover
 from dstorage.paging.writeback import WriteBack
@@ -36,20 +37,18 @@ class TieringRules:
 
     Attributes:
         interval: Seconds between looks; so long must nothing have happened.
-        rate: Bytes per second moved at most.
+        rate: Bytes per second moved at most; `math.inf` for no limit.
 
     Raises:
-        InvalidArgumentError: A value is out of range.
+        InvalidArgumentError: A value is no number, or out of range.
     """
 
     interval: float = 1.0
-    rate: int = 32 * 2**20
+    rate: float = 32 * 2**20
 
     def __post_init__(self) -> None:
-        if not self.interval > 0:
-            raise InvalidArgumentError(f"interval={self.interval}: give seconds > 0")
-        if self.rate < 1:
-            raise InvalidArgumentError(f"rate={self.rate}: give at least 1 byte per second")
+        check_number("interval", self.interval, lambda interval: interval > 0, "seconds > 0")
+        check_number("rate", self.rate, lambda rate: rate >= 1, "at least 1 byte per second")
 
 
 class Tiering:
@@ -63,6 +62,7 @@ class Tiering:
         uses: Knows what was read how often, and when.
         chunks_read: Says how many were read so far, by the loop and by other threads.
         writeback: Knows whether anything is being written.
+        report: Is told what a look failed with.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class Tiering:
         uses: Uses,
         chunks_read: Callable[[], int],
         writeback: WriteBack,
+        report: Callable[[str, BaseException], None],
     ) -> None:
         self.rules = rules
         self.paused = False
@@ -85,6 +86,7 @@ class Tiering:
         self._uses = uses
         self._chunks_read = chunks_read
         self._writeback = writeback
+        self._report = report
         self._positions: dict[int, int] = {}
         """Index of a controller -> the id at which the next look for what is cold on it begins."""
         self._leaving: dict[int, dict[int, int]] = {}
@@ -100,11 +102,15 @@ class Tiering:
         while True:
             await asyncio.sleep(self.rules.interval)
             if self._idle() and not self.paused:
-                await self.step()
+                try:
+                    await self.step()
+                except Exception as error:
+                    # Whatever it was, it must not be the end of tiering.
+                    self._report("a look of tiering failed; the next one tries again", error)
 
     async def step(self) -> int:
         """One look: move what fits in one interval's share of the rate; returns the number of chunks moved."""
-        share = max(1, int(self.rules.rate * self.rules.interval))
+        share = max(1, int(min(self.rules.rate * self.rules.interval, sys.maxsize)))
         self._credit = min(share, self._credit + share)
         moved = 0
         for way in (self._up, self._down):
@@ -197,7 +203,7 @@ class Tiering:
             if capacity is None or used <= capacity * entry.rule.high:
                 continue
             excess = used - int(capacity * entry.rule.low)
-            oldest = time.time_ns() - int(entry.rule.min_age * 1e9)
+            oldest = time.time_ns() - entry.rule.min_age * 1e9
             chosen: dict[int, int] = {}
             for last, id, size in sorted(self._sample(entry)):
                 if excess <= 0 or self._credit <= 0 or last > oldest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dstorage.errors import InvalidArgumentError
+from dstorage.arguments import check_number
 
 
 def check_wait(seconds: float | None, name: str = "wait") -> None:
@@ -13,11 +13,5 @@ def check_wait(seconds: float | None, name: str = "wait") -> None:
     Raises:
         InvalidArgumentError: It cannot; the message calls it `name`.
     """
-    if seconds is None:
-        return
-    try:
-        good = math.isfinite(seconds) and seconds >= 0
-    except (TypeError, OverflowError):
-        good = False
-    if not good:
-        raise InvalidArgumentError(f"{name}={seconds!r}: give a finite number of seconds, 0 or more, or None")
+    if seconds is not None:
+        check_number(name, seconds, lambda wait: 0 <= wait < math.inf, "a finite number of seconds, 0 or more, or None")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 from memory_controller import MemoryController
@@ -111,7 +113,49 @@ async def test_a_slow_reader_loses_the_oldest_and_slows_nobody(store):
     assert [event.id async for event in events] == ids[-3:]
 
 
-@pytest.mark.parametrize("limit", [0, -1, 1.5, "10", None, True])
+async def test_a_reader_that_breaks_off_or_is_cancelled_costs_nothing_more(store):
+    async def first():
+        async for event in store.events():
+            return event
+
+    reader = asyncio.create_task(first())
+    await settle()
+    ids = await fill(store, 1)
+    assert await asyncio.wait_for(reader, 60) == Event("created", ids[0])
+    cancelled = asyncio.create_task(first())
+    await settle()
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    del reader, cancelled
+    gc.collect()
+    assert not store._events.streams
+
+    left, closed = store.events(), store.events()
+    closed.close()
+    left = weakref.ref(left)
+    assert left() is None
+    assert not store._events.streams
+
+
+async def test_a_task_that_nobody_holds_reads_on(store):
+    seen = []
+
+    async def follow():
+        async for event in store.events():
+            seen.append(event.id)
+
+    # As programs do, and the loop knows its tasks weakly.
+    asyncio.create_task(follow())  # noqa: RUF006
+    ids = []
+    for _ in range(3):
+        await settle()
+        gc.collect()
+        ids += await fill(store, 1)
+    await settle()
+    assert seen == ids
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "10", None, True, 10**30])
 async def test_a_limit_that_makes_no_sense_is_refused(store, limit):
     with pytest.raises(InvalidArgumentError, match="at least 1"):
         store.events(limit=limit)

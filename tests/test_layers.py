@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    "errors record events waiting buffers mount durable",
+    "errors record arguments events waiting buffers mount durable",
     "controller",
     "tier answers lmdb_file groups known catalog index registry uses",
     "paging",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import importlib.util
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -49,6 +51,52 @@ MOUNTS = [
 def test_a_mount_tells_whether_others_see_it_and_honour_its_locks(path, kind, network, local):
     mount = find_mount(MOUNTS, Path(path))
     assert (mount.kind, mount.network, mount.local_locks) == (kind, network, local)
+
+
+NETWORK = (
+    "fuse.ceph-fuse fuse.ceph fuse.glusterfs fuse.juicefs fuse.vmhgfs-fuse gpfs ocfs2 gfs2 virtiofs vboxsf 9p ceph afs"
+)
+NO_LOCKS = (
+    "fuse.sshfs fuse.rclone fuse.s3fs fuse.gcsfuse fuse.davfs fuse.smbnetfs fuse.curlftpfs pvfs2 orangefs davfs coda"
+)
+UNKNOWN = "fuse fuse.anybodys"
+LOCAL = "ext4 fuseblk fuse.ntfs-3g fuse.mergerfs fuse.encfs fuse.gocryptfs fuse.bindfs fuse.fuse-overlayfs fuse.unionfs tmpfs overlay"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "network", "refused", "words"),
+    [
+        (NETWORK, True, False, "a network file system"),
+        (NO_LOCKS, True, True, "a network file system"),
+        (UNKNOWN, True, False, "what may be a network file system"),
+        (LOCAL, False, False, None),
+    ],
+)
+def test_each_type_is_local_or_warned_of_or_refused(kinds, network, refused, words):
+    for kind in kinds.split():
+        mount = Mount(kind, frozenset({"rw"}))
+        assert (mount.network, mount.local_locks is not None) == (network, refused), kind
+        if words is not None:
+            assert mount.what == f"{words} ({kind})"
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [("ocfs2", "localflocks"), ("gfs2", "localflocks"), ("afs", "flock=local"), ("smb3", "nobrl")]
+)
+def test_an_option_that_keeps_locks_to_one_machine_is_refused(kind, option):
+    assert Mount(kind, frozenset({"rw", option})).local_locks == f"{kind}, {option}"
+
+
+def test_beegfs_is_taken_where_its_settings_make_locks_hold_everywhere(tmp_path):
+    settings = tmp_path / "beegfs-client.conf"
+    mount = Mount("beegfs", frozenset({"rw", f"cfgFile={settings}"}))
+    told = "beegfs without tuneUseGlobalFileLocks"
+    assert mount.local_locks == told
+    for value, locks in (("false", told), ("true", None)):
+        settings.write_text(f"# tuneUseGlobalFileLocks = true\nlogLevel = 3\ntuneUseGlobalFileLocks        = {value}\n")
+        assert mount.local_locks == locks
+    assert mount.network
+    assert Mount("beegfs", frozenset({"rw"})).local_locks == told
 
 
 def test_where_the_system_says_nothing_nothing_is_known():
@@ -100,6 +148,52 @@ def test_what_somebody_wrote_into_the_file_is_no_holder(tmp_path, text):
     with pytest.raises(StoreLocked, match=r"being written by (another process|process \d+):"):
         lock.StoreLock(tmp_path / "lock")
     held.release()
+
+
+WRITER = """
+import asyncio, dstorage, sys
+
+async def main():
+    try:
+        async with dstorage.open(sys.argv[1], budget="1M", pressure=False):
+            print("opened")
+    except dstorage.StoreLocked as error:
+        print(error)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("new", [True, False])
+async def test_removing_the_file_of_the_lock_lets_nobody_in(tmp_path, new):
+    """As people do with locks that they take for stale."""
+    if not new:
+        await (await dstorage.open(tmp_path, pressure=None)).close()
+    async with dstorage.open(tmp_path, pressure=None) as store:
+        for _ in range(2):
+            (tmp_path / "lock").unlink()
+            with pytest.raises(StoreLocked, match="by another process, whose lock file was removed: close it there"):
+                await dstorage.open(tmp_path, pressure=None)
+            (tmp_path / "lock").unlink()
+            told = await asyncio.to_thread(
+                subprocess.run, [sys.executable, "-c", WRITER, tmp_path], capture_output=True, text=True, timeout=60
+            )
+            assert "whose lock file was removed" in told.stdout, told
+            with await store.create(b"mine") as handle:
+                await store.commit()
+                assert await handle == b"mine"
+            async with dstorage.open(tmp_path, pressure=None, read_only=True) as reader:
+                assert reader.stats().chunks == store.stats().chunks
+    async with dstorage.open(tmp_path, pressure=None) as store:
+        assert store.stats().chunks == 2
+
+
+async def test_over_smb_where_a_lock_keeps_lmdb_from_reading_the_catalog_is_not_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "mount_of", lambda path: Mount("smb3", frozenset({"rw"})))
+    for _ in range(2):
+        async with dstorage.open(tmp_path, pressure=None):
+            with (tmp_path / "catalog" / "data.mdb").open("r+b") as data:
+                fcntl.flock(data, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_a_file_that_cannot_be_read_while_it_is_locked_names_nobody(tmp_path, monkeypatch):

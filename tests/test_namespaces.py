@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 
 import pytest
 from dstorage_controllers.ram import RamController
 from memory_controller import MemoryController
 
 import dstorage
+from dstorage.catalog import Catalog
 from dstorage.errors import InvalidArgumentError, ReadOnlyError
 
 KIB = 1024
@@ -136,6 +138,55 @@ async def test_shares_never_add_up_to_more_than_the_budget(store):
     a = await store.namespace("a", share=0.1)
     assert a.share == 0.1
     assert (await store.namespace("b", share=0.9)).share == 0.9
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_share_whose_setting_is_cancelled_is_in_force_as_it_is_stored(tmp_path, turns):
+    async with dstorage.open(tmp_path, pressure=None, commit_interval=None) as store:
+        await store.namespace("a", share=0.1)
+        setting = asyncio.create_task(store.namespace("a", share=0.9))
+        making = asyncio.create_task(store.namespace("b", share=0.05))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        setting.cancel()
+        making.cancel()
+        await asyncio.wait([setting, making])
+        await store.namespace("c")
+        shares = {space.name: space.share for space in store.namespaces()}
+        free = 1 - sum(shares.values())
+        with pytest.raises(InvalidArgumentError, match="which is what the others leave"):
+            await store.namespace("c", share=free + 0.01)
+        shares["c"] = (await store.namespace("c", share=free)).share
+    async with dstorage.open(tmp_path, pressure=None) as store:
+        assert {space.name: space.share for space in store.namespaces()} == shares
+
+
+async def test_shares_that_do_not_fit_are_told_and_taken_for_less(tmp_path):
+    async with dstorage.open(tmp_path, pressure=None) as store:
+        for name in ("a", "b"):
+            await store.namespace(name)
+    catalog = Catalog(tmp_path / "catalog")
+    for number, name in enumerate(("a", "b"), 1):
+        catalog.put_namespace(number, name=name, share=0.9)
+    catalog.close()
+    with pytest.warns(RuntimeWarning, match=r"add up to 1\.8, and 1 is all there is: .* set them anew"):
+        store = await dstorage.open(tmp_path, pressure=None)
+    async with store:
+        assert [space.share for space in store.namespaces()] == [0.5, 0.5]
+        with pytest.raises(InvalidArgumentError, match=r"give 0 to 0\.5"):
+            await store.namespace("a", share=0.6)
+        # As they are in force, and not as they are stored.
+        for name in ("a", "b"):
+            await store.namespace(name, share=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        async with dstorage.open(tmp_path, pressure=None) as store:
+            assert [space.share for space in store.namespaces()] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("other", ["a", None, -1, 0, 2**70, 1.5, True, (1, 2)])
+async def test_what_is_no_id_is_in_no_namespace(store, other):
+    assert other not in await store.namespace("a")
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "\u20ac" * 86, "\ud800", b"bytes", 5, None])

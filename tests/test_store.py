@@ -10,6 +10,7 @@ import warnings
 from contextlib import contextmanager
 
 import lmdb
+import numpy as np
 import pytest
 from dstorage_controllers.disk import DiskController
 from memory_controller import MemoryController
@@ -1234,9 +1235,46 @@ async def test_wait_counts_a_chunk_once_however_often_it_is_named(store):
         for handle in came:
             handle.release()
     for n in (3, -1, 1.5, "1", True):
-        with pytest.raises(InvalidArgumentError, match="0 to 2 of 2 different chunks"):
+        with pytest.raises(InvalidArgumentError, match=r"^n=.*: give 0 to 2: there are 2 different chunks"):
             await store.wait([first, first, second], n)
+    (handle,) = await store.wait([np.uint64(first), first, np.int32(first)], np.int64(1))
+    handle.release()
     assert all(store.info(id).refs == 0 for id in (first, second))
+
+
+@pytest.mark.parametrize("resident", [True, False])
+@pytest.mark.parametrize("make", [float, bool, str])
+async def test_calls_of_many_ids_refuse_what_only_equals_one(store, resident, make):
+    (id,) = await fill(store, 1)
+    await store.commit()
+    assert id == 1
+    if not resident:
+        store.set_budget(1)
+        store.set_budget(2**20)
+    for call in (
+        lambda: store.wait([make(id)]),
+        lambda: store.resolve_all([id, make(id)]),
+        lambda: anext(store.resolve_each([make(id)])),
+    ):
+        with pytest.raises(InvalidArgumentError, match="is no chunk id"):
+            await call()
+    assert store.info(id).refs == 0
+
+
+async def test_wait_gives_as_many_as_memory_holds_and_the_others_say_so(store):
+    ids = await fill(store, 4, size=400_000)
+    await store.commit()
+    store.set_budget(1)
+    store.set_budget(2**20)
+    came = await store.wait(ids)
+    assert len(came) == 2
+    (missing, *_) = set(ids) - {handle.id for handle in came}
+    with store.handle(missing) as handle, pytest.raises(MemoryUnavailable):
+        await handle
+    for handle in came:
+        handle.release()
+    async with store.handle(missing):
+        pass
 
 
 async def test_wait_gives_fewer_where_the_others_cannot_be_had(store, memory):

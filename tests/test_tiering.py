@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 
 import pytest
@@ -221,12 +222,78 @@ async def test_a_chunk_larger_than_one_looks_share_moves_and_is_paid_for_by_the_
         {"low": 0.0},
         {"low": 0.9, "high": 0.8},
         {"capacity": 0},
+        {"capacity": math.nan},
+        {"capacity": math.inf},
+        {"capacity": "1G"},
         {"write_rate": 0},
+        {"write_rate": math.nan},
+        {"write_rate": math.inf},
+        {"write_rate": True},
+        {"admit_reads": math.nan},
+        {"admit_reads": "2"},
+        {"min_age": "1"},
+        {"min_age": 10**400},
+        {"high": math.nan},
+        {"high": None},
+        {"low": math.nan},
+        {"copy_to": 5},
+        {"copy_to": (5,)},
+        {"copy_to": "slow"},
     ],
 )
 def test_rules_out_of_range_are_refused(wrong):
-    with pytest.raises(dstorage.InvalidArgumentError, match=next(iter(wrong))):
+    (name,) = list(wrong)[:1]
+    with pytest.raises(dstorage.InvalidArgumentError, match=rf"^{name}=.+: give "):
         TierRule(**wrong)
+
+
+@pytest.mark.parametrize("name", ["interval", "rate"])
+@pytest.mark.parametrize("value", [0, -1, math.nan, "1", None, True])
+def test_limits_out_of_range_are_refused(name, value):
+    with pytest.raises(dstorage.InvalidArgumentError, match=rf"^{name}=.+: give "):
+        TieringRules(**{name: value})
+
+
+async def test_what_is_to_stay_for_ever_does_and_the_others_move_without_a_limit_of_the_rate(tmp_path):
+    fast, middle = (
+        MemoryController("fast", rank=90, capacity=20_500),
+        MemoryController("middle", rank=50, capacity=20_500),
+    )
+    tiers = {"fast": TierRule(min_age=math.inf, admit_reads=math.inf), "middle": TierRule(low=0.5)}
+    rules = TieringRules(interval=3600, rate=math.inf)
+    async with opening(tmp_path, fast, middle, MemoryController("slow", rank=10), tiers=tiers, tiering=rules) as store:
+        stay, move = await fill(store, 20, "fast"), await fill(store, 20, "middle")
+        await page_in(store, move[10:], 9)
+        assert await store.tiering.step() == 10
+        assert kept_on(store, stay) == ["fast"] * 20
+        assert kept_on(store, move) == ["slow"] * 10 + ["middle"] * 10
+
+
+async def test_a_look_that_fails_is_told_and_the_next_one_tries_again(tmp_path):
+    fast, slow = MemoryController("fast", rank=90), MemoryController("slow", rank=10)
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+    async with opening(tmp_path, fast, slow, tiering=TieringRules(interval=0.01)) as store:
+        store.tiering.paused = True
+        ids = await fill(store, 5, "slow")
+        await page_in(store, ids, 2)
+        space, asked = fast.space, 0
+
+        def broken_once():
+            nonlocal asked
+            asked += 1
+            if asked == 1:
+                raise ZeroDivisionError
+            return space()
+
+        fast.space = broken_once
+        with store.events() as events:
+            store.tiering.paused = False
+            async with asyncio.timeout(60):
+                assert [(await anext(events)).kind for _ in range(5)] == ["moved"] * 5
+    (context,) = told
+    assert isinstance(context["exception"], ZeroDivisionError)
+    assert "a look of tiering failed; the next one tries again" in context["message"]
 
 
 async def test_a_rule_for_an_unknown_controller_is_told(tmp_path):

@@ -15,7 +15,7 @@ from dstorage.events import EventStream as AsyncEventStream
 class EventStream:
     """An iterator over events from the moment it was made; use it as a context manager or `close` it.
 
-    It ends with the store. One thread reads it; any may close it.
+    It ends with the store, or when nobody has it any more. One thread reads it; any may close it.
     """
 
     def __init__(self, loop: LoopThread, inner: AsyncEventStream) -> None:

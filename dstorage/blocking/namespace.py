@@ -43,8 +43,8 @@ class Namespace:
         """Ids of its chunks that have been written, ascending; those only in memory yet come with the next commit."""
         return self._store.in_parts(self.inner.ids)
 
-    def __contains__(self, id: int) -> bool:
-        """Whether an id belongs to this namespace (the chunk may be gone)."""
+    def __contains__(self, id: object) -> bool:
+        """Whether an id belongs to this namespace (the chunk may be gone); what is no id does not."""
         return id in self.inner
 
     @property

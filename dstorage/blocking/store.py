@@ -231,7 +231,10 @@ class Store:
         return self.loop.run(resolve)
 
     def wait(self, ids: Iterable[int], n: int | None = None, timeout: float | None = None) -> list[Handle]:
-        """Wait until `n` of the chunks are resolved, or `timeout` seconds have passed; see `dstorage.Store.wait`."""
+        """Wait until `n` of the chunks are resolved, or `timeout` seconds have passed; see `dstorage.Store.wait`.
+
+        `Store.get` raises why one is missing.
+        """
         # Here, not on the loop: what gives the ids may ask this store for them.
         wanted = list(ids)
 
@@ -363,7 +366,10 @@ class Store:
         return parts()
 
     def events(self, *, limit: int = 10000) -> EventStream:
-        """A stream of what happens from this call on; at most `limit` unread events are kept."""
+        """A stream of what happens from this call on; at most `limit` unread events are kept.
+
+        It ends with the store, or when nobody has it any more.
+        """
         return EventStream(self.loop, self.loop.call_sync(lambda: self.inner.events(limit=limit)))
 
     # -- life ---------------------------------------------------------------------------------------------------------

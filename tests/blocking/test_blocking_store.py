@@ -424,6 +424,17 @@ async def _is_waited_for(events):
     return bool(events._inner._changed._waiters)
 
 
+def test_a_reader_that_breaks_off_costs_nothing_more(store):
+    events = store.events()
+    store.create(b"x")
+    for event in events:
+        assert event.kind == "created"
+        break
+    assert len(store.inner._events.streams) == 1
+    del events
+    assert not store.inner._events.streams
+
+
 def test_events_that_have_arrived_need_no_trip_to_the_loop(store, monkeypatch):
     events = store.events()
     handle = store.create(b"bytes")

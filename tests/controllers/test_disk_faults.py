@@ -855,8 +855,8 @@ async def test_ciphertext_moved_to_another_place_is_refused(tmp_path, monkeypatc
 
 async def test_a_network_file_system_is_warned_of(tmp_path):
     class Remote(Device):
-        def network_type(self, path):
-            return "nfs4"
+        def network(self, path):
+            return "a network file system (nfs4)"
 
     bench = Bench(DiskController(device=Remote()), tmp_path / "own")
     with pytest.warns(RuntimeWarning, match="network file system"):

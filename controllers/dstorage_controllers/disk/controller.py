@@ -222,7 +222,7 @@ class DiskController(Controller):
             raise ControllerUnavailable(f"controller {self.name!r} cannot open {self._directory}: {error}") from error
         if network is not None:
             warnings.warn(
-                f"controller {self.name!r}: {self._directory} is on a network file system ({network}): speed, locks and "
+                f"controller {self.name!r}: {self._directory} is on {network}: speed, locks and "
                 "durability are the server's; prefer a local disk or the lan controller",
                 RuntimeWarning,
                 stacklevel=2,
@@ -262,7 +262,7 @@ class DiskController(Controller):
         self._look_at_space()
         appender = Appender(log, codec, segment_bytes=self._segment_bytes)
         opened = _Open(log, codec, Reader(log, codec), appender, layout.pack_head(key_check))
-        return opened, missing, self._device.network_type(self._directory)
+        return opened, missing, self._device.network(self._directory)
 
     def _check_key(self, head: bytes | None, key_check: bytes) -> None:
         # There is a head wherever there are segments: where it was taken away, it says no more than one that was set back.

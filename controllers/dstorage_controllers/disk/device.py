@@ -296,7 +296,7 @@ class Device:
         found = os.statvfs(path)
         return found.f_bavail * found.f_frsize
 
-    def network_type(self, path: Path) -> str | None:
-        """Type of the network file system `path` is on; None for a local one or unknown."""
+    def network(self, path: Path) -> str | None:
+        """The network file system `path` is on, in words; None for a local one or unknown."""
         mount = mount_of(path)
-        return mount.kind if mount is not None and mount.network else None
+        return mount.what if mount is not None and mount.network else None
