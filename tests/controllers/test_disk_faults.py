@@ -462,6 +462,25 @@ async def test_of_very_many_holes_the_largest_are_punched_first_and_the_others_i
     }
 
 
+async def test_holes_that_were_left_for_later_have_their_turn_though_punching_the_others_took_long(
+    bench, device, monkeypatch
+):
+    if not device.can_punch:
+        pytest.skip("this file system cannot punch holes")
+    monkeypatch.setattr("dstorage_controllers.disk.log.MOST_HOLES", 1)
+    monkeypatch.setattr("dstorage_controllers.disk.controller.TIDY_S", 0.01)
+    places = await bench.put(chunks(1, 12, 4096))
+    await bench.commit(places)
+    device.held.add("punch")
+    await bench.controller.discard([(id, places[id]) for id in (1, 3, 5)])
+    await eventually(lambda: device.calls["punch"] == 1, "a thread is at it")
+    # Long enough to look again, and to find nothing: the thread has it all.
+    await asyncio.sleep(0.1)
+    device.held.clear()
+    device.gate.set()
+    await eventually(lambda: sum(device.punched) == 3 * 4096, "all space is given back")
+
+
 async def test_a_close_gives_back_no_more_than_it_has_time_for(bench, device, monkeypatch):
     if not device.can_punch:
         pytest.skip("this file system cannot punch holes")

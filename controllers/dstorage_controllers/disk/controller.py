@@ -408,11 +408,10 @@ class DiskController(Controller):
         was = self.status
         due, dead = opened.log.discard(place for place in layout.sensible(locators) if place.size)
         self._tell(was)
-        if opened.log.waiting and self._tidying is None and self._device.can_punch and not self._closing:
-            self._tidy_later(opened)
+        self._tidy_later(opened)
         if not (dead or (due and self._device.can_punch)):
             return None
-        return self._in(self._workers, self._free_on_disk, opened, due, dead)
+        return self._then_tidy(opened, self._in(self._workers, self._free_on_disk, opened, due, dead))
 
     def _free_on_disk(self, opened: _Open, due: Dead, segments: Sequence[Segment]) -> None:
         # Dead space that stays is found by compaction, and files left behind are deleted by the next open.
@@ -421,14 +420,21 @@ class DiskController(Controller):
                 opened.log.bury(segment)
         opened.log.punch(due)
 
+    def _then_tidy(self, opened: _Open, job: asyncio.Future[None]) -> asyncio.Future[None]:
+        """What a job leaves waiting it puts back when it ends."""
+        job.add_done_callback(lambda _: self._tidy_later(opened))
+        return job
+
     def _tidy_later(self, opened: _Open) -> None:
         """What waits to be given back is, as soon as nothing was discarded for a while: then it is in nobody's way."""
+        if not opened.log.waiting or self._tidying is not None or not self._device.can_punch or self._closing:
+            return
 
         def tidy(discards: int) -> None:
             self._tidying = None
             if opened.log.discards == discards:
-                self._in(self._workers, opened.log.punch_waiting)
-            if opened.log.waiting:
+                self._then_tidy(opened, self._in(self._workers, opened.log.punch_waiting))
+            else:
                 self._tidy_later(opened)
 
         self._tidying = asyncio.get_running_loop().call_later(TIDY_S, tidy, opened.log.discards)
