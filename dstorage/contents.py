@@ -77,7 +77,8 @@ class Contents:
         Args:
             data: Its contents (copied), or its size in bytes for zeros.
             durable: False for scratch: may live on volatile controllers, is lost by a crash.
-            controller: Name of the controller that is to keep it; by default the fastest with room.
+            controller: Name of the controller that is to keep it as long as the store is open: no other takes it, and tiering leaves it
+                there. By default the fastest with room.
             wait: Seconds to wait while references hold all of the budget.
             namespace: Number of the namespace it is to belong to.
 
