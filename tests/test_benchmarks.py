@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import sqlite3
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,39 @@ def test_a_contender_that_does_not_exist_is_refused_at_once(tmp_path):
     assert done.returncode == 2
     assert "invalid choice: 'lmbd'" in done.stderr
     assert "lmdb" in done.stderr
+
+
+def test_what_figures_depend_on_is_named(load):
+    environment = load("environment").describe()
+    for package in ("xxhash", "zstandard", "lmdb"):
+        assert f"{package} {version(package)}" in environment["line"]
+    assert f"sqlite {sqlite3.sqlite_version}" in environment["line"]
+    assert environment["processor"]
+    assert environment["processor"] in environment["line"]
+
+
+def test_the_processor_is_called_as_the_system_calls_it(load, monkeypatch):
+    environment = load("environment")
+    monkeypatch.setattr(environment.Path, "read_text", lambda path: "processor\t: 0\nmodel name\t: Z80 at 4 MHz\n")
+    assert environment.processor() == "Z80 at 4 MHz"
+
+    def absent(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(environment.Path, "read_text", absent)
+    monkeypatch.setattr(environment.platform, "processor", lambda: "")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "z80")
+    assert environment.processor() == "z80"
+
+
+def test_a_chart_shows_all_versions(tmp_path):
+    pytest.importorskip("matplotlib")
+    versions = [f"package-{number} 1.{number}" for number in range(40)]
+    kept = tmp_path / "kept.json"
+    chart = {"title": "Speed", "unit": "m/s", "groups": {"": {"dstorage": [1, 2]}}}
+    kept.write_text(json.dumps({"environment": {"line": ", ".join(versions)}, "charts": [chart]}))
+    subprocess.run([sys.executable, FOLDER / "charts.py", kept, "--to", tmp_path], check=True, timeout=60)
+    (picture,) = tmp_path.glob("*.svg")
+    # Letters are drawn as shapes; what they say stands beside them.
+    drawn = picture.read_text()
+    assert [one for one in ", ".join(versions).split() if one not in drawn] == []
