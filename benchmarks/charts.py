@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 
 OURS = "dstorage"
 """Contenders whose name begins so are drawn in our colour."""
+LINE = 150
+"""Characters of the smallest print that a picture is wide."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def draw(result: Path, folder: Path) -> list[Path]:
         else:
             axes.set_ylim(bottom=0)
         axes.legend(fontsize="small")
-        figure.supxlabel(str(kept["environment"]["line"])[:150], fontsize="xx-small")
+        figure.supxlabel(textwrap.fill(kept["environment"]["line"], LINE), fontsize="xx-small")
         path = folder / f"{result.stem}-{number + 1}.svg"
         figure.savefig(path)
         plt.close(figure)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sqlite3
+from pathlib import Path
 
 import psutil
 
@@ -12,6 +14,8 @@ PACKAGES = (
     "dstorage",
     "uvloop",
     "lmdb",
+    "xxhash",
+    "zstandard",
     "cachetools",
     "diskcache",
     "zict",
@@ -28,9 +32,20 @@ PACKAGES = (
 )
 
 
+def processor() -> str:
+    """The processor's model, as far as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 def describe() -> dict[str, object]:
     """Facts to print and keep beside the figures; `line` holds them in one line."""
-    versions = {}
+    versions = {"sqlite": sqlite3.sqlite_version}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -40,12 +55,13 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "versions": versions,
     }
     facts["line"] = (
-        f"Python {facts['python']}, {facts['system']} {facts['machine']}, {facts['cores']} cores, "
+        f"Python {facts['python']}, {facts['system']} {facts['machine']}, {facts['cores']} cores ({facts['processor']}), "
         f"{facts['memory_gib']} GiB; " + ", ".join(f"{name} {version}" for name, version in versions.items())
     )
     return facts
