@@ -181,3 +181,20 @@ async def test_the_stream_ends_with_the_store(tmp_path, memory):
     assert await asyncio.wait_for(waiting, 60) is None
     with pytest.raises(dstorage.ClosedError):
         store.events()
+
+
+async def test_what_was_deleted_or_replaced_while_it_was_being_written_is_not_told_as_written(tmp_path):
+    slow = MemoryController()
+    async with dstorage.open(tmp_path, controllers=[slow], **OPTIONS) as store:
+        slow.write_gate = asyncio.Event()
+        with await store.create(b"deleted") as deleted, await store.create(b"old") as changed, store.events() as events:
+            flushes = [asyncio.create_task(handle.flush()) for handle in (deleted, changed)]
+            await settle()
+            deleted.delete()
+            await changed.replace(b"new")
+            slow.write_gate.set()
+            await asyncio.wait_for(asyncio.gather(*flushes), 60)
+            await settle()
+            assert events.take() == Event("deleted", deleted.id)
+            assert events.take() is None
+            assert store.stats().dirty == len(b"new")
