@@ -75,7 +75,7 @@ def copy(target: memoryview, source: memoryview) -> None:
 
     Other threads run while it copies many, except where they are only for reading: the interpreter does not tell where such are.
     """
-    if len(source) < UNLOCKED_BYTES or source.readonly:
+    if len(source) < UNLOCKED_BYTES or source.readonly or source.itemsize != 1 or not source.c_contiguous:
         target[:] = source
     else:
         ctypes.memmove(address_of(target), address_of(source), len(source))

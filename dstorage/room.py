@@ -13,8 +13,10 @@ from dstorage.table import HandleTable
 
 RECHECK_S = 0.05
 """How often somebody who waits looks whether there is still hope."""
-STUCK_S = 1.0
-"""How long others do not stand behind somebody whom only a release can help."""
+STAND_S = 1.0
+"""How often the oldest of those whom only a release can help has the others stand behind it for a moment."""
+LOOK_S = 0.25
+"""After which somebody for whom others write looks whether that can help at all."""
 
 
 class Room:
@@ -26,6 +28,9 @@ class Room:
         self._table = table
         self._holders = ""
         self._look_again = 0.0
+        self._stand_at = 0.0
+        self._held = 0
+        self._count_again = 0.0
 
     @property
     def budget(self) -> int:
@@ -60,14 +65,23 @@ class Room:
 
         request = RoomRequest(size, dirty, grant)
         memory.wait(request)
-        stuck_at = 0.0
+        begun = loop.time()
         try:
             while not granted.done():
                 # The budget may have been lowered meanwhile.
                 self._check_fits(size, id)
                 now = loop.time()
-                if size > memory.limit or not memory.hopeful or self._writeback.stalled:
-                    # Nothing is being written that could help: only a release can.
+                writing = memory.hopeful and not self._writeback.stalled
+                if request.stuck:
+                    # Others go on, and may let go of something that tells nobody.
+                    if memory.reserve(size, dirty=dirty, overtake=True):
+                        memory.abandon(request)
+                        return
+                    # Many small requests shall not keep a large one from its turn for ever.
+                    if writing and size <= memory.limit and now >= self._stand_at and memory.stand_again(request):
+                        self._stand_at, begun = now + STAND_S, now - LOOK_S
+                elif size > memory.limit or not writing or (now >= begun + LOOK_S and not self._could_fit(size)):
+                    # Nothing is being written that would help: only a release can.
                     memory.sweep()
                     memory.poke()
                     if granted.done():
@@ -76,15 +90,8 @@ class Room:
                         # Those in front would not have it: they wait for more, maybe for what this caller holds.
                         memory.abandon(request)
                         return
-                    if not request.stuck:
-                        request.stuck, stuck_at = True, now
-                elif request.stuck:
-                    # Others went on. What they let go of may be enough; else they stand behind it once more, now and then, so that many
-                    # small requests do not keep a large one from its turn for ever.
-                    memory.poke()
-                    if granted.done():
-                        return
-                    request.stuck = now < stuck_at + STUCK_S
+                    memory.stand_aside(request)
+                    self._stand_at = max(self._stand_at, now + STAND_S)
                 if request.stuck and (deadline is None or now >= deadline):
                     raise self.error(self._no_room(size, id))
                 await asyncio.wait([granted], timeout=RECHECK_S)
@@ -119,6 +126,16 @@ class Room:
         if not self._memory.reserve(size, dirty=True, overtake=True):
             self._check_fits(size, id)
             raise self.error(self._no_room(size, id))
+
+    def _could_fit(self, size: int) -> bool:
+        """Whether there would be room if all that nobody holds were written and gone, and what is under way had come."""
+        began = time.perf_counter()
+        if began >= self._count_again:
+            handles = self._table.handles.values()
+            self._held = sum(handle.size for handle in handles if handle.refs and handle.buffer is not None)
+            # With many handles it takes long; others who ask meanwhile are told what the first was.
+            self._count_again = began + 10 * (time.perf_counter() - began)
+        return self._held + self._memory.stray_bytes + size <= self._memory.limit
 
     def _check_fits(self, size: int, id: int) -> None:
         if size > self._memory.budget:

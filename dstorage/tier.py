@@ -78,8 +78,9 @@ class Throttle:
         rate: Bytes per second.
     """
 
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
+    def __init__(self, rate: float) -> None:
+        # A narrow number of numpy's would make the loop's clock one.
+        self._rate = float(rate)
         self._paid_at = 0.0
         self._turn = asyncio.Lock()
         self._given_back = asyncio.Event()

@@ -13,7 +13,7 @@ import lmdb
 import numpy as np
 import pytest
 from dstorage_controllers.disk import DiskController
-from memory_controller import MemoryController
+from memory_controller import Medium, MemoryController
 from turns import settle
 
 import dstorage
@@ -1341,3 +1341,21 @@ async def test_changes_from_another_thread_are_refused(store):
                 await asyncio.to_thread(change)
         assert bytes(await handle) == b"bytes"
     assert store.stats().used == 5
+
+
+async def test_a_controller_that_is_registered_anew_is_there_while_a_commit_goes_on(tmp_path):
+    medium, second = Medium(), MemoryController("second", rank=5)
+    async with dstorage.open(
+        tmp_path / "store", controllers=[MemoryController(medium=medium), second], commit_interval=None, tiering=False
+    ) as store:
+        second.write_gate = asyncio.Event()
+        with await store.create(b"y", controller="second"):
+            committing = [asyncio.create_task(store.commit())]
+            await settle()
+            registering = asyncio.create_task(store.register(MemoryController(medium=medium)))
+            await settle()
+            with await store.create(b"z", controller="memory"):
+                committing.append(asyncio.create_task(store.commit()))
+                await settle()
+                second.write_gate.set()
+                await asyncio.wait_for(asyncio.gather(*committing, registering), 60)

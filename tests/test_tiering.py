@@ -401,3 +401,38 @@ async def test_who_gives_up_waiting_for_a_write_rate_pays_nothing():
     assert not waiting.done()
     throttle.give_back(500_000)
     await asyncio.wait_for(waiting, 60)
+
+
+async def test_a_flush_of_what_changes_all_the_time_ends_under_a_write_rate(tmp_path):
+    fast = MemoryController("fast", rank=90)
+    async with opening(tmp_path, fast, tiers={"fast": TierRule(write_rate=50_000)}) as store:
+        with await store.create(b"hot") as hot, await store.create(bytes(5000)) as first:
+            await first.flush()
+
+            async def change():
+                number = 0
+                while True:
+                    number += 1
+                    await hot.replace(b"%d" % number)
+                    await asyncio.sleep(0)
+
+            changing = asyncio.create_task(change())
+            await asyncio.wait_for(hot.flush(), 30)
+            changing.cancel()
+        assert hot.id in fast.writes
+
+
+async def test_a_write_that_is_refused_after_its_chunk_changed_is_not_charged(tmp_path):
+    fast = MemoryController("fast", rank=90)
+    async with opening(tmp_path, fast, budget=2**20, tiers={"fast": TierRule(write_rate=1000)}) as store:
+        fast.write_gate, fast.write_error = asyncio.Event(), ControllerUnavailable("not now")
+        with await store.create(bytes(500_000)) as handle:
+            flush = asyncio.create_task(handle.flush())
+            await settle()
+            await handle.replace(b"small")
+            fast.write_gate.set()
+            with pytest.raises(TemporarilyUnavailable):
+                await flush
+            fast.write_error = None
+            await asyncio.wait_for(store.commit(), 60)
+        assert store.stats().bytes_written == len(b"small")

@@ -31,7 +31,7 @@ class RoomRequest:
         size: Bytes.
         dirty: They are for dirty contents.
         grant: Called when they are reserved.
-        stuck: All was written, and it did not help: only a release can. Others need not stand behind it.
+        stuck: Writing does not help it, only a release can: others need not stand behind it (see `Memory.stand_aside`).
     """
 
     __slots__ = ("dirty", "grant", "size", "stuck")
@@ -91,6 +91,8 @@ class Memory:
         self._strays: list[tuple[object, int, int]] = []
         """Contents, their size, and of which chunk they were."""
         self._waiting: deque[RoomRequest] = deque()
+        self._stuck: dict[RoomRequest, None] = {}
+        """Those that stood aside, the oldest first."""
         self._policy = policy
         self._max_cached = max_cached
         self._on_evicted = on_evicted
@@ -108,7 +110,7 @@ class Memory:
                 wait for what is being written; small ones would take it bit by bit from a large one.
             overtake: Go before those who wait all the same.
         """
-        if dirty and self._waiting and not overtake and self.hopeful and not all(r.stuck for r in self._waiting):
+        if dirty and self._waiting and self.hopeful and not overtake:
             self._on_laundry()
             return False
         if dirty and self.dirty_bytes + size > self.dirty_limit and self.dirty_bytes:
@@ -142,26 +144,39 @@ class Memory:
 
     def abandon(self, request: RoomRequest) -> None:
         """Take a request back that was not granted."""
+        if request.stuck:
+            del self._stuck[request]
+        else:
+            self._waiting.remove(request)
+
+    def stand_aside(self, request: RoomRequest) -> None:
+        """Only a release can help a request: until it is to `stand_again`, nobody stands behind it."""
         self._waiting.remove(request)
+        self._stuck[request] = None
+        request.stuck = True
+
+    def stand_again(self, request: RoomRequest) -> bool:
+        """Let a request that stood aside, if it is the oldest of these, be the first in the queue."""
+        if next(iter(self._stuck)) is not request:
+            return False
+        del self._stuck[request]
+        request.stuck = False
+        self._waiting.appendleft(request)
+        return True
 
     def poke(self) -> None:
         """Grant what can be granted, in order; to be called after anything was freed or written."""
-        waiting = self._waiting
-        passed = 0
-        while passed < len(waiting):
-            request = waiting[passed]
-            if self.reserve(request.size, dirty=request.dirty, overtake=True):
-                del waiting[passed]
-                request.grant()
-            elif request.stuck:
-                passed += 1
-            else:
-                return
+        waiting, stuck = self._waiting, self._stuck
+        while waiting and self.reserve(waiting[0].size, dirty=waiting[0].dirty, overtake=True):
+            waiting.popleft().grant()
+        while stuck and self.reserve((oldest := next(iter(stuck))).size, dirty=oldest.dirty, overtake=True):
+            del stuck[oldest]
+            oldest.grant()
 
     @property
     def wanted(self) -> bool:
         """Whether somebody waits for room."""
-        return bool(self._waiting)
+        return bool(self._waiting or self._stuck)
 
     # -- pages --------------------------------------------------------------------------------------------------------
 
@@ -294,9 +309,7 @@ class Memory:
                 page.place = IN_ORDER
                 self._policy.restore(page)
                 self._trim_cached()
-            if self._waiting:
-                for request in self._waiting:
-                    request.stuck = False
+            if self.wanted:
                 self.poke()
 
     # -- limits -------------------------------------------------------------------------------------------------------
@@ -368,6 +381,7 @@ class Memory:
     # -- leaving ------------------------------------------------------------------------------------------------------
 
     def _evict_to(self, target: int, reason: str) -> bool:
+        began = bool(self.laundry)
         if self._strays:
             # Not each time: while much is being written that was replaced meanwhile, there are many.
             self._unswept += 1
@@ -384,6 +398,8 @@ class Memory:
             self._leave(page, reason)
         if self.dirty and not self.critical:
             self._keep_ahead()
+        if self.laundry and not began:
+            self._on_laundry()
         return True
 
     def _next_clean(self) -> Page | None:
@@ -409,14 +425,11 @@ class Memory:
     def _keep_ahead(self) -> None:
         """Choose the next victims early, so that the dirty ones are clean when their room is needed."""
         want = int(self.limit * AHEAD_SHARE)
-        began = bool(self.laundry)
         while self._ready_bytes + self._laundry_bytes < want:
             page = self._policy.victim()
             if page is None:
                 break
             self._choose(page)
-        if self.laundry and not began:
-            self._on_laundry()
 
     def _choose(self, page: Page) -> None:
         if page.refs:
@@ -507,5 +520,5 @@ class Memory:
     def __repr__(self) -> str:
         return (
             f"<Memory {self.used}/{self.limit} B used, {self.dirty_bytes} dirty, {self.stray_bytes} stray, "
-            f"{len(self._policy)} in order, {self._parked} parked, {len(self._waiting)} waiting>"
+            f"{len(self._policy)} in order, {self._parked} parked, {len(self._waiting) + len(self._stuck)} waiting>"
         )

@@ -143,14 +143,18 @@ class PageIn:
     def abandon(self, page: Page) -> None:
         """Nobody wants the contents any more (deleted, replaced): whatever comes is dropped."""
         self._underway.pop(page, None)
-        self._waiting.pop(page, None)
         self._troubles.pop(page, None)
+        request = self._waiting.pop(page, None)
+        if request is not None:
+            self._memory.abandon(request)
 
     def stop(self) -> None:
         """The store is closed: no read begins any more, and nobody wants the answers of those under way."""
         self._underway.clear()
-        self._waiting.clear()
         self._troubles.clear()
+        for request in self._waiting.values():
+            self._memory.abandon(request)
+        self._waiting.clear()
         for lane in self._lanes.values():
             lane.pending.clear()
 

@@ -20,14 +20,15 @@ from dstorage.record import namespace_of
 
 
 class _Part:
-    """One namespace: its order, its share of the capacity, and how many bytes it keeps in memory."""
+    """One namespace: its order, its share of the capacity, how many bytes it keeps in memory, and how many of these wait to be written and leave."""
 
-    __slots__ = ("policy", "share", "used")
+    __slots__ = ("leaving", "policy", "share", "used")
 
     def __init__(self, policy: Policy, share: float) -> None:
         self.policy = policy
         self.share = share
         self.used = 0
+        self.leaving = 0
 
 
 class Shares:
@@ -46,7 +47,9 @@ class Shares:
         self._parts = {0: _Part(rest, 1.0)}
         self._parts[0].used = held
         self._out: dict[Page, int] = {}
-        """Pages that `victim` gave out and that references hold or that have to be written first: still counted, with these sizes."""
+        """Pages that `victim` gave out and that references hold: still counted, with these sizes."""
+        self._leaving: dict[Page, int] = {}
+        """Those that have to be written first: still counted as well."""
 
     @property
     def unclaimed(self) -> float:
@@ -76,30 +79,38 @@ class Shares:
         part.policy.insert(page)
 
     def victim(self) -> Page | None:
-        """The next page of the namespace that is furthest above its share."""
-        capacity = self._capacity
-        chosen: _Part | None = None
-        most = 0.0
-        for part in self._parts.values():
-            excess = part.used - part.share * capacity
-            if len(part.policy) and (chosen is None or excess > most):
-                chosen, most = part, excess
-        if chosen is None:
+        """The next page of the namespace that is furthest above its share by what will be left to it.
+
+        Where none is, what waits to be written fills memory: then of the one that is furthest above with that, for its sake others
+        should not leave.
+        """
+        parts = [part for part in self._parts.values() if len(part.policy)]
+        if not parts:
             return None
+        chosen = max(parts, key=self._excess)
+        if self._leaving and self._excess(chosen) <= 0:
+            chosen = max(parts, key=lambda part: self._excess(part) + part.leaving)
         # What it may keep is at least what it was promised; while others leave room, what it has.
-        chosen.policy.resize(max(int(chosen.share * capacity), chosen.used))
+        chosen.policy.resize(max(int(chosen.share * self._capacity), chosen.used))
         page = chosen.policy.victim()
         if page is not None:
-            if page.refs or page.dirty:
+            if page.refs:
                 self._out[page] = page.size
+            elif page.dirty:
+                self._leaving[page] = page.size
+                chosen.leaving += page.size
             else:
                 chosen.used -= page.size
         return page
 
+    def _excess(self, part: _Part) -> float:
+        return part.used - part.leaving - part.share * self._capacity
+
     def restore(self, page: Page) -> None:
         """Back to the order of its namespace."""
+        self.dropped(page)
         part = self._part(page)
-        part.used += page.size - self._out.pop(page, 0)
+        part.used += page.size
         part.policy.restore(page)
 
     def evicted(self, page: Page) -> None:
@@ -112,6 +123,11 @@ class Shares:
         held = self._out.pop(page, None)
         if held is not None:
             self._part(page).used -= held
+        leaving = self._leaving.pop(page, None)
+        if leaving is not None:
+            part = self._part(page)
+            part.used -= leaving
+            part.leaving -= leaving
 
     def remove(self, page: Page) -> None:
         """Out of the order of its namespace."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from dstorage.answers import write_to
-from dstorage.controller import ControllerStatus, WriteRequest
+from dstorage.controller import Controller, ControllerStatus, WriteRequest
 from dstorage.errors import ControllerFull, ControllerUnavailable, DStorageError, StoreFull, TemporarilyUnavailable
 from dstorage.index import Index
 from dstorage.paging.memory import Memory
@@ -263,8 +263,8 @@ class WriteBack:
         target: Entry | None = None
         for _ in range(len(queue)):
             write = queue.popleft()
-            if not self._wanted(write):
-                self._overtaken(write)
+            if not self._refresh(write):
+                self._end(write, None)
                 continue
             entry = self._choose(write)
             if entry is None:
@@ -307,9 +307,12 @@ class WriteBack:
         controller = entry.controller
         assert controller is not None
         answers: list[Locator | Exception]
+        # Known here, for those of what is dropped are not known afterwards.
+        sizes = [len(write.buffer) for write in batch]
         try:
             if entry.throttle is not None:
-                batch = await self._wait_for_turn(entry.throttle, batch)
+                batch = await self._wait_for_turn(controller, entry.throttle, batch)
+                sizes = [len(write.buffer) for write in batch]
             answers = []
             if batch:
                 # Nothing here is to know the contents afterwards.
@@ -322,12 +325,12 @@ class WriteBack:
             raise
         finally:
             self._in_flight -= 1
-        for write, answer in zip(batch, answers, strict=True):
+        for write, size, answer in zip(batch, sizes, answers, strict=True):
             if isinstance(answer, Locator):
                 self._written(write, entry, answer)
             else:
                 if entry.throttle is not None:
-                    entry.throttle.give_back(len(write.buffer))
+                    entry.throttle.give_back(size)
                 # Not the error itself: its traceback would hold the contents.
                 write.refused[entry.index] = isinstance(answer, ControllerFull), str(answer)
                 if not isinstance(answer, (ControllerFull, ControllerUnavailable)):
@@ -338,7 +341,7 @@ class WriteBack:
         self._memory.poke()
         self.wake()
 
-    async def _wait_for_turn(self, throttle: Throttle, batch: list[Write]) -> list[Write]:
+    async def _wait_for_turn(self, controller: Controller, throttle: Throttle, batch: list[Write]) -> list[Write]:
         """Return when `batch` may be written, with what of it is still wanted then."""
         size = sum(len(write.buffer) for write in batch)
         # Who waits here keeps no other controller from being written to.
@@ -347,33 +350,43 @@ class WriteBack:
             await throttle.take(size)
         finally:
             self._in_flight += 1
-        wanted = [write for write in batch if self._wanted(write)]
-        throttle.give_back(size - sum(len(write.buffer) for write in wanted))
+        wanted = []
         for write in batch:
-            if write not in wanted:
-                self._overtaken(write)
+            if not self._refresh(write):
+                self._end(write, None)
+            elif controller.volatile and write.page.id not in self.scratch:
+                # No scratch any more: another has to take it.
+                self._queue.append(write)
+            else:
+                wanted.append(write)
+        throttle.give_back(size - sum(len(write.buffer) for write in wanted))
         return wanted
 
-    def _wanted(self, write: Write) -> bool:
-        """Whether its contents are the present ones of the chunk, or the commit's."""
-        return write.buffer is write.page.buffer or write.buffer is self.cut.get(write.page)
+    def _refresh(self, write: Write) -> bool:
+        """Have a write whose turn has come write what is wanted of its chunk now; False if nothing is.
 
-    def _overtaken(self, write: Write) -> None:
-        """End a write that nobody wants any more: who waits for it waits for the newer contents, if there are any."""
+        In its own place: contents that change all the time would else never come to their turn.
+        """
         page = write.page
-        if write.done and page.dirty and page.buffer is not None:
-            queue = self._behind.setdefault(page.id, [])
-            if not queue:
-                queue.append(Write(page, page.buffer, None))
-            queue[-1].done += write.done
-            write.done = []
-        self._end(write, None)
+        while not (write.buffer is page.buffer or write.buffer is self.cut.get(page)):
+            behind = self._behind.get(page.id)
+            if behind:
+                following = behind.pop(0)
+                write.buffer = following.buffer
+                write.done += following.done
+            elif write.done and page.dirty and page.buffer is not None:
+                write.buffer = page.buffer
+            else:
+                return False
+            # Of a refusal of others it says nothing.
+            write.refused.clear()
+        return True
 
     def _written(self, write: Write, entry: Entry, locator: Locator) -> None:
         page = write.page
         controller = entry.controller
         self.obstacle = None
-        self.bytes_written += len(write.buffer)
+        self.bytes_written += locator.size
         self.chunks_written += 1
         record = Record(time.time_ns(), entry.index, locator)
         current = page.buffer is write.buffer

@@ -390,3 +390,85 @@ async def test_contents_that_were_written_are_not_taken_for_looked_at(tmp_path):
             store.set_budget(1)
             assert store.stats().stray == 0
             store.set_budget(BUDGET)
+
+
+async def test_what_was_chosen_to_leave_is_written_though_others_could_leave_first(store, memory):
+    rest = []
+    for _ in range(96):
+        with await store.create(bytes(1024), wait=5) as handle:
+            rest.append(handle.id)
+    await store.commit()
+    store.set_budget(1)
+    store.set_budget(BUDGET)
+    dirty = []
+    for _ in range(16):
+        with await store.create(bytes(1024)) as handle:
+            dirty.append(handle.id)
+    for _ in range(4):
+        for id in rest:
+            await read(store, id)
+    await settle()
+    assert not [id for id in dirty if id not in memory.writes]
+
+
+async def test_a_page_in_that_waits_for_room_and_is_not_wanted_any_more_stands_in_nobody_s_way(store, memory):
+    with await store.create(bytes(BUDGET // 2)) as handle:
+        id = handle.id
+    await store.commit()
+    with await store.create(bytes(BUDGET // 2 + 2000)):
+        await store.commit()
+        memory.write_gate = asyncio.Event()
+        (await store.create(b"dirty")).release()
+        with store.handle(id) as handle:
+            reading = asyncio.ensure_future(handle.get())
+            await settle()
+            waited = store._memory.wanted
+            handle.delete()
+            waits = store._memory.wanted
+            memory.write_gate.set()
+            with pytest.raises(dstorage.Deleted):
+                await asyncio.wait_for(reading, 60)
+    assert waited
+    assert not waits
+
+
+async def test_who_waits_has_an_answer_in_time_though_something_is_dirty_all_the_time(store):
+    with await store.create(bytes(BUDGET // 2 + 2000)), await store.create(b"") as hot:
+        await store.commit()
+
+        async def change():
+            number = 0
+            while True:
+                number += 1
+                hot.replace_nowait(b"%d" % number)
+                await asyncio.sleep(0)
+
+        changing = asyncio.create_task(change())
+        for wait in (None, 0.5):
+            with pytest.raises(MemoryUnavailable, match="chunks are referenced"):
+                await asyncio.wait_for(store.create(bytes(BUDGET // 2), wait=wait), 60)
+        changing.cancel()
+
+
+async def test_many_who_wait_for_a_release_are_no_work_for_each_other(store):
+    with await store.create(bytes(BUDGET // 2 + 2000)):
+        await store.commit()
+        waiting = [asyncio.create_task(store.create(bytes(BUDGET // 2), wait=60)) for _ in range(50)]
+        await settle()
+        tried = 0
+        reserve = store._memory.reserve
+
+        def counting(*args, **options):
+            nonlocal tried
+            tried += 1
+            return reserve(*args, **options)
+
+        store._memory.reserve = counting
+        for _ in range(100):
+            store._memory.poke()
+        assert tried <= 100
+        store._memory.reserve = reserve
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+    assert not store._memory.wanted
