@@ -90,15 +90,14 @@ class Loader:
         await self._committer.exclusively(enlist)
         assert entry is not None
         await self._open(entry, controller)
-        # In use from now on: a commit may be waiting for it already, and is waited for below.
+        if not self._registry.remembers(entry, controller):
+            try:
+                # Before it gets any chunk: what it took the next `open` would not find.
+                await self._committer.exclusively(partial(self._registry.remember, entry, controller))
+            except BaseException:
+                await controller.close()
+                raise
         self._opened(entry, controller)
-        try:
-            await self._committer.exclusively(partial(self._registry.remember, entry, controller))
-        except Exception:
-            # What it takes the next `open` would not find.
-            await self.unload(entry)
-            raise
-        self._registry.reorder()
         return entry
 
     async def unload(self, entry: Entry) -> None:

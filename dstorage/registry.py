@@ -167,12 +167,18 @@ class Registry:
 
         One that does not open, for a key that was left out or a path that was mistyped, is no reason to forget what did.
         """
-        if (entry.rank, entry.settings) == (controller.rank, controller.settings):
-            return
-        entry.rank = controller.rank
-        entry.settings = dict(controller.settings)
+        former = entry.rank, entry.settings
+        entry.rank, entry.settings = controller.rank, dict(controller.settings)
         if not self._read_only:
-            self._write(entry)
+            try:
+                self._write(entry)
+            except BaseException:
+                entry.rank, entry.settings = former
+                raise
+
+    def remembers(self, entry: Entry, controller: Controller) -> bool:
+        """Whether the list would have the entry's controller built again like `controller` already."""
+        return (entry.rank, entry.settings) == (controller.rank, controller.settings)
 
     def _apply_rule(self, entry: Entry) -> None:
         entry.rule = self._rules.get(entry.name, entry.rule)

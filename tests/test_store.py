@@ -1359,3 +1359,48 @@ async def test_a_controller_that_is_registered_anew_is_there_while_a_commit_goes
                 await settle()
                 second.write_gate.set()
                 await asyncio.wait_for(asyncio.gather(*committing, registering), 60)
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_scratch_that_is_on_its_way_to_a_volatile_controller_at_the_close_is_kept(tmp_path, turns):
+    disk, volatile = MemoryController("disk", rank=10), MemoryController("volatile", rank=90, volatile=True)
+    async with dstorage.open(
+        tmp_path / "store", controllers=[disk, volatile], commit_interval=None, tiering=False
+    ) as store:
+        volatile.write_gate = asyncio.Event()
+        with await store.create(b"scratch", durable=False) as handle:
+            id = handle.id
+            flush = asyncio.create_task(handle.flush())
+            await settle()
+        closing = asyncio.create_task(store.close())
+        await settle(turns)
+        volatile.write_gate.set()
+        await asyncio.wait_for(asyncio.gather(closing, flush, return_exceptions=True), 60)
+    again = [
+        MemoryController("disk", rank=10, medium=disk.medium),
+        MemoryController("volatile", rank=90, volatile=True),
+    ]
+    async with (
+        dstorage.open(tmp_path / "store", controllers=again, commit_interval=None, tiering=False) as store,
+        store.handle(id) as data,
+    ):
+        assert data == b"scratch"
+
+
+async def test_a_register_with_other_settings_that_is_cancelled_takes_no_chunks(tmp_path):
+    async with dstorage.open(
+        tmp_path / "store", controllers=[DiskController("disk", tmp_path / "one")], commit_interval=None, tiering=False
+    ) as store:
+        slow = MemoryController("slow", rank=5)
+        await store.register(slow)
+        slow.write_gate = asyncio.Event()
+        with await store.create(b"y", controller="slow"):
+            committing = asyncio.create_task(store.commit())
+            await settle()
+            other = DiskController("disk", tmp_path / "two")
+            registering = asyncio.create_task(store.register(other))
+            await asyncio.sleep(0.1)
+            registering.cancel()
+            slow.write_gate.set()
+            await asyncio.wait([registering, committing])
+        assert store.entry_named("disk").controller is not other

@@ -373,7 +373,14 @@ class WriteBack:
             if behind:
                 following = behind.pop(0)
                 write.buffer = following.buffer
-                write.done += following.done
+                if write.done and write.buffer is self.cut.get(page) and page.dirty and page.buffer is not write.buffer:
+                    # The commit's are older than what those wait for who wanted these written.
+                    if not behind and page.buffer is not None:
+                        behind.append(Write(page, page.buffer, None))
+                    behind[-1].done += write.done
+                    write.done = following.done
+                else:
+                    write.done += following.done
             elif write.done and page.dirty and page.buffer is not None:
                 write.buffer = page.buffer
             else:
@@ -389,6 +396,11 @@ class WriteBack:
         self.bytes_written += locator.size
         self.chunks_written += 1
         record = Record(time.time_ns(), entry.index, locator)
+        if controller is not None and controller.volatile and page.id not in self.scratch:
+            # No scratch any more, or deleted: another has to keep it, if anybody.
+            self._discard(page.id, record)
+            self._queue.append(write)
+            return
         current = page.buffer is write.buffer
         if self.cut.get(page) is write.buffer:
             del self.cut[page]
